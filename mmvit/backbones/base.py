@@ -1,0 +1,130 @@
+"""What every backbone promises, and how backbones are found by name."""
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from mmvit.errors import UserError, did_you_mean
+from mmvit.registry import MODELS
+
+
+class Backbone(nn.Module):
+    """Base class of the backbones.
+
+    A subclass sets `family` and `variants` (arch -> constructor arguments), calls ``super().__init__(out_indices, ...)`` and
+    ``self._set_features(channels, strides)`` with the figures of all its stages, and computes the chosen stages in `forward`:
+    (N, 3, H, W) -> tuple of (N, C_i, H/s_i, W/s_i), for any H, W >= 32.
+
+    Attributes:
+        feature_info: (channels, stride) of each output, in order. Necks and heads read it; no config repeats it.
+    """
+
+    family: ClassVar[str]
+    variants: ClassVar[dict[str, dict[str, Any]]]
+
+    def __init__(self, out_indices: Sequence[int], with_cp: bool = False):
+        super().__init__()
+        self.out_indices = tuple(out_indices)
+        self.with_cp = with_cp
+
+    @classmethod
+    def settings(cls, arch: str, overrides: dict[str, Any]) -> dict[str, Any]:
+        """The constructor arguments of the published variant `arch`, changed by those of `overrides` that are not None."""
+        if arch not in cls.variants:
+            raise UserError(f"{cls.__name__} has no variant {arch!r}.{did_you_mean(arch, cls.variants)} "
+                            f"Known variants: {', '.join(cls.variants)}.")
+        return {**cls.variants[arch], **{k: v for k, v in overrides.items() if v is not None}}
+
+    def _set_features(self, channels: Sequence[int], strides: Sequence[int]) -> None:
+        wrong = [i for i in self.out_indices if not 0 <= i < len(channels)]
+        if wrong or not self.out_indices:
+            raise UserError(f"{type(self).__name__}: out_indices {self.out_indices} must name stages 0 to {len(channels) - 1}.")
+        self.feature_info = [(channels[i], strides[i]) for i in self.out_indices]
+
+    def run_stage(self, stage: nn.Module, x: Tensor) -> Tensor:
+        """`stage(x)`, recomputed in the backward pass when `with_cp` is set."""
+        if self.with_cp and self.training and torch.is_grad_enabled():
+            return torch.utils.checkpoint.checkpoint(stage, x, use_reentrant=False)
+        return stage(x)
+
+    def layer_depth(self, name: str) -> int:
+        """The depth of parameter `name` (0 = stem) for layer-wise learning-rate decay."""
+        raise NotImplementedError
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters without weight decay, besides norms and biases."""
+        return set()
+
+    @classmethod
+    def convert(cls, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A state dict with the official names -> one with ours."""
+        return state_dict
+
+
+def freeze(*modules: nn.Module) -> None:
+    """Stop the training of all parameters of `modules`."""
+    for module in modules:
+        for parameter in module.parameters():
+            parameter.requires_grad_(False)
+
+
+def _table() -> dict[str, tuple[type[Backbone], str]]:
+    MODELS.import_from_location()
+    families = [cls for cls in MODELS.module_dict.values() if isinstance(cls, type) and issubclass(cls, Backbone)]
+    return {f"{cls.family}_{arch}": (cls, arch) for cls in families for arch in cls.variants}
+
+
+def list_backbones(pattern: str = "*") -> list[str]:
+    """The names that `create_backbone` knows and that match the shell-style `pattern`, sorted."""
+    return sorted(name for name in _table() if fnmatch.fnmatch(name, pattern))
+
+
+def find_backbone(name: str) -> tuple[type[Backbone], str]:
+    """The class and the variant of backbone `name` (``<family>_<variant>``; underscores and case do not matter)."""
+    table = _table()
+    plain = {key.replace("_", "").lower(): value for key, value in table.items()}
+    found = plain.get(name.replace("_", "").lower())
+    if found is None:
+        raise UserError(f"There is no backbone {name!r}.{did_you_mean(name, table)} "
+                        "`mmvit.list_backbones()` lists all of them.")
+    return found
+
+
+def create_backbone(name: str, *, out_indices: Sequence[int] | None = None, pretrained: bool | str = False, **settings) -> Backbone:
+    """Build a backbone by name.
+
+    Args:
+        name: ``<family>_<variant>``, see `list_backbones`.
+        out_indices: the stages to return, coarse last; the family's default if None.
+        pretrained: True loads the published weights (downloaded once), a string a file with official names.
+        settings: override the variant's constructor arguments.
+
+    Raises:
+        UserError: an unknown name, variant or stage, or weights that do not fit.
+    """
+    cls, arch = find_backbone(name)
+    if out_indices is not None:
+        settings["out_indices"] = out_indices
+    backbone = cls(arch=arch, **settings)
+    if pretrained:
+        load_pretrained(backbone, name if pretrained is True else pretrained)
+    return backbone
+
+
+def load_pretrained(backbone: Backbone, source: str) -> None:
+    """Load the classification weights of `source` (index name, file or address), without the classifier's own parameters."""
+    from mmvit import weights  # noqa: PLC0415 - the only user of the network, and only when asked for
+
+    state, _ = weights.load_checkpoint(weights.resolve(source))
+    state = backbone.convert(state)
+    ours = backbone.state_dict()
+    missing = [k for k in ours if k not in state and not k.endswith("num_batches_tracked")]
+    wrong = [k for k in ours if k in state and state[k].shape != ours[k].shape]
+    if missing or wrong:
+        raise UserError(f"The weights of {source!r} do not fit {type(backbone).__name__}: {len(missing)} keys are missing and "
+                        f"{len(wrong)} have another shape (first: {(missing + wrong)[0]!r}). Name weights of the same variant.")
+    backbone.load_state_dict({k: v for k, v in state.items() if k in ours}, strict=False)
