@@ -1,0 +1,96 @@
+"""Train and test from Python; the commands do the same."""
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from torch import nn
+
+from mmvit.engine.assembly import assemble
+from mmvit.engine.checkpoint import atomic_text
+from mmvit.engine.config import load_config
+from mmvit.engine.log import say, shown
+from mmvit.engine.runner import Runner
+from mmvit.engine.scalars import score_text
+from mmvit.errors import UserError
+
+
+def train(config: str | Path | Config, **changes: Any) -> nn.Module:
+    """Train by a config and return the model with its training weights; `changes` are the arguments of `assemble`.
+
+    ``train("configs/rtdetr_r18.py", data="path/to/mine", epochs=50, batch_size=4)``
+    """
+    cfg = assemble(config if isinstance(config, Config) else load_config(config), **changes)
+    return Runner.from_cfg(cfg).train()
+
+
+def test(config: str | Path | Config, checkpoint: str | Path, out: str | Path | None = None, eval_layers: int | None = None,
+         deploy: bool = False, **changes: Any) -> dict[str, Any]:
+    """Evaluate a checkpoint on the validation data.
+
+    Args:
+        checkpoint: file or name of published weights; of our own checkpoints the averaged weights are used.
+        out: where the result is written as JSON; ``metrics.json`` in the work dir by default.
+        eval_layers: evaluate with the first so many decoder layers.
+        deploy: fold branches and normalisations into convolutions first.
+        changes: arguments of `assemble`.
+
+    Returns:
+        config, checkpoint, its SHA-256, data set, images, parameters, input size and ``scores``.
+    """
+    from mmvit.architectures import load_weights
+    from mmvit.weights import resolve
+    cfg = assemble(config if isinstance(config, Config) else load_config(config), **changes)
+    path = Path(checkpoint) if Path(checkpoint).is_file() else Path(resolve(str(checkpoint)))
+    for key in ("train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler", "val_dataloader", "val_cfg", "val_evaluator"):
+        cfg.pop(key, None)
+    cfg.model.pop("backbone_pretrained", None)
+    cfg.default_hooks = {name: None for name in (*cfg.get("default_hooks", {}), "checkpoint", "curves", "interrupt")} | dict(progress={})
+    cfg.default_hooks.progress = dict(type="ProgressHook")
+    runner = Runner.from_cfg(cfg)
+    load_weights(runner.bare_model, path)
+    if eval_layers is not None:
+        if not hasattr(runner.bare_model, "set_eval_layers"):
+            raise UserError(f"--eval-layers: {type(runner.bare_model).__name__} has no decoder layers to choose.")
+        runner.bare_model.set_eval_layers(eval_layers)
+    if deploy:
+        runner.bare_model.eval().deploy()
+    scores = {key: float(value) for key, value in runner.test().items()}
+    report = dict(config=Path(cfg.filename).stem if cfg.filename else None, checkpoint=str(path), sha256=_sha256(path),
+                  data=cfg.test_dataloader.dataset.ann_file, images=len(runner.test_dataloader.dataset),
+                  parameters=sum(p.numel() for p in runner.bare_model.parameters()), eval_layers=eval_layers, deploy=deploy, scores=scores)
+    target = Path(out) if out else Path(runner.work_dir) / "metrics.json"
+    if runner.rank == 0:
+        atomic_text(json.dumps(report, indent=2) + "\n", target)
+    say(f"{score_text(scores)} (measured on {report['images']} images of {report['data']})\nwritten to {shown(target)}")
+    return report
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def replay_file(config: str | Path | Config, path: str | Path, **changes: Any) -> int:
+    """Run a saved bad batch with the weights of ``load_from``, or the last of the work dir; returns 0 when it is finite, else 1."""
+    from mmvit.engine.bad_batches import replay
+    from mmvit.engine.checkpoint import last_checkpoint
+    from mmvit.losses import NonFiniteError
+    cfg = assemble(config if isinstance(config, Config) else load_config(config), **changes)
+    weights = cfg.get("load_from") or last_checkpoint(cfg.work_dir)
+    runner = Runner.from_cfg(cfg)
+    if weights is not None:
+        runner.load_checkpoint(str(weights))
+    try:
+        losses = replay(runner.bare_model, path)
+    except NonFiniteError as error:
+        say(f"again: {error}")
+        return 1
+    say("\n".join(f"{name:<24} {value:.6g}" for name, value in losses.items()))
+    return 0

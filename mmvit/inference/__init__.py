@@ -1,0 +1,23 @@
+"""Using a trained model: reading pictures of any kind, predicting, drawing.
+
+The names are imported on first use, so that the command line stays fast.
+"""
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mmvit.inference.draw import draw_detections
+    from mmvit.inference.image import read_image
+    from mmvit.inference.predictor import Detections, Predictor
+
+__all__ = ["Detections", "Predictor", "draw_detections", "read_image"]
+
+_HOME = {"Detections": "predictor", "Predictor": "predictor", "draw_detections": "draw", "read_image": "image"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'mmvit.inference' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"mmvit.inference.{_HOME[name]}"), name)

@@ -1,0 +1,111 @@
+"""Drawing detections onto a picture."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+
+from mmvit.data.classes import make_palette
+
+if TYPE_CHECKING:
+    from mmvit.inference.predictor import Detections
+
+Rectangle = tuple[int, int, int, int]  # x1, y1, x2, y2 in pixels
+
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+
+
+def draw_detections(image: np.ndarray, detections: Detections, classes: Sequence[str] | None = None) -> np.ndarray:
+    """Draw boxes with names and scores.
+
+    Args:
+        image: uint8 (H, W, 3) RGB; not changed.
+        detections: boxes in pixels of `image`.
+        classes: names to write in place of those in `detections`.
+
+    Returns:
+        uint8 (H, W, 3) RGB. A class has the same colour in every picture. Lines and letters grow with the picture. Labels stay
+        inside it, and off each other where there is room.
+    """
+    canvas = np.ascontiguousarray(image).copy()
+    names = tuple(classes or detections.classes)
+    colours = make_palette(len(names))
+    thickness = max(1, round(max(canvas.shape[:2]) / 400))
+    order = np.argsort(detections.scores, kind="stable")  # best last, on top
+    boxes = [_inside(detections.boxes[i], canvas.shape) for i in range(len(detections))]
+    for i in order:
+        x1, y1, x2, y2 = boxes[i]
+        cv2.rectangle(canvas, (x1, y1), (x2, y2), colours[detections.labels[i]], thickness, cv2.LINE_AA)
+    taken: list[Rectangle] = []
+    plates = []
+    for i in order[::-1]:  # the best choose their place first
+        text = f"{names[detections.labels[i]]} {100 * detections.scores[i]:.0f}%"
+        plate = _Plate(text, canvas.shape)
+        plate.place(boxes[i], taken)
+        taken.append(plate.rectangle)
+        plates.append((plate, colours[detections.labels[i]]))
+    for plate, colour in reversed(plates):
+        plate.draw(canvas, colour)
+    return canvas
+
+
+def _inside(box: np.ndarray, shape: Sequence[int]) -> Rectangle:
+    """Whole pixels within the picture."""
+    height, width = shape[:2]
+    x1, x2 = np.clip(np.rint(box[[0, 2]]), 0, width - 1).astype(int).tolist()
+    y1, y2 = np.clip(np.rint(box[[1, 3]]), 0, height - 1).astype(int).tolist()
+    return x1, y1, x2, y2
+
+
+class _Plate:
+    """A filled rectangle with text."""
+
+    def __init__(self, text: str, shape: Sequence[int]) -> None:
+        self.text = _printable(text)
+        self.height, self.width = shape[:2]
+        self.scale = min(max(max(shape[:2]) / 1600, 0.4), 3.0)
+        self.thickness = max(1, round(self.scale * 1.6))
+        (text_width, text_height), baseline = cv2.getTextSize(self.text, _FONT, self.scale, self.thickness)
+        self.margin = max(2, round(3 * self.scale))
+        self.baseline = baseline
+        self.size = (text_width + 2 * self.margin, text_height + baseline + 2 * self.margin)
+        self.rectangle: Rectangle = (0, 0, *self.size)
+
+    def place(self, box: Rectangle, taken: Sequence[Rectangle]) -> None:
+        """Choose, of the corners of `box`, the first that covers no other label, else the one that covers least."""
+        x1, y1, x2, y2 = box
+        width, height = self.size
+        corners = [(x1, y1 - height), (x1, y1), (x2 - width, y1 - height), (x1, y2), (x2 - width, y2), (x1, y2 - height),
+                   (x2 - width, y1), (x2 - width, y2 - height)]
+        rectangles = [self._shifted_inside(x, y) for x, y in corners]
+        self.rectangle = min(rectangles, key=lambda place: sum(_overlap(place, other) for other in taken))
+
+    def _shifted_inside(self, x: int, y: int) -> Rectangle:
+        x = max(0, min(x, self.width - self.size[0]))
+        y = max(0, min(y, self.height - self.size[1]))
+        return x, y, x + self.size[0], y + self.size[1]
+
+    def draw(self, canvas: np.ndarray, colour: tuple[int, int, int]) -> None:
+        x1, y1, x2, y2 = self.rectangle
+        cv2.rectangle(canvas, (x1, y1), (x2 - 1, y2 - 1), colour, cv2.FILLED)
+        cv2.putText(canvas, self.text, (x1 + self.margin, y2 - self.margin - self.baseline), _FONT, self.scale,
+                    _readable_on(colour), self.thickness, cv2.LINE_AA)
+
+
+def _printable(text: str) -> str:
+    """OpenCV's fonts have ASCII letters only."""
+    return text.encode("ascii", "replace").decode()
+
+
+def _readable_on(colour: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Black or white, by the luminance of the ground (ITU-R BT.601)."""
+    luminance = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
+    return (0, 0, 0) if luminance > 140 else (255, 255, 255)
+
+
+def _overlap(a: Rectangle, b: Rectangle) -> int:
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    return max(width, 0) * max(height, 0)

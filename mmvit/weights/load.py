@@ -1,0 +1,265 @@
+"""Reading and writing checkpoint files without running code from them."""
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmvit.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    StateDict = dict[str, torch.Tensor]
+
+_SHOWN = 5  # keys named in an error
+
+
+class _Ignored:
+    """Stands for an object of a checkpoint that is not read: its contents are dropped and nothing of it is called."""
+
+    def __init__(self, *args: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _ignored(*args: Any) -> _Ignored:
+    return _Ignored()
+
+
+# What training frameworks put beside the tensors: log histories (MMEngine), argument lists, NumPy numbers. None of it is
+# needed here, so nothing of it is built: `getattr`, for one, is only ever answered with a blank object.
+_IGNORED_CLASSES = ("mmengine.logging.history_buffer.HistoryBuffer", "argparse.Namespace", "collections.Counter",
+                    "numpy.ndarray", "numpy.dtype", "builtins.slice", *(f"numpy.dtypes.{kind}DType" for kind in (
+                        "Bool", "Int32", "Int64", "UInt8", "UInt32", "UInt64", "Float16", "Float32", "Float64")))
+_IGNORED_FUNCTIONS = ("builtins.getattr", *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core")
+                                            for name in ("_reconstruct", "scalar")), "numpy.random._pickle.__randomstate_ctor")
+
+
+@contextlib.contextmanager
+def _only_tensors() -> Iterator[None]:
+    import torch
+    safe_globals = getattr(torch.serialization, "safe_globals", None)
+    if safe_globals is None:  # PyTorch before 2.5: bare tensors only
+        yield
+        return
+    allowed = [(_Ignored, name) for name in _IGNORED_CLASSES] + [(_ignored, name) for name in _IGNORED_FUNCTIONS]
+    with safe_globals(allowed):
+        yield
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> tuple[StateDict, dict[str, Any]]:
+    """Read the weights to evaluate, and what is said about them, from a checkpoint file.
+
+    Reads safetensors, and PyTorch files with ``weights_only=True``: no code in a file is ever run. Weights are taken from, in
+    this order: ``ema.module`` (official RT-DETR), ``state_dict`` (MMEngine, where `EMAHook` has put the averaged weights on
+    saving; the raw ones are then under ``ema_state_dict``), ``model``, the file itself. A ``module.`` before every key goes.
+
+    Returns:
+        The state dict (tensors on the CPU), and a dict: the file's own meta entries, ``classes`` (tuple of names) where
+        known, ``weights_key`` (which of the above was taken).
+
+    Raises:
+        UserError: missing, damaged or foreign file, or one that holds more than data.
+    """
+    path = Path(path)
+    kind = _kind(path)
+    state, meta = _read_safetensors(path) if kind == "safetensors" else _unwrap(_read_torch(path), path)
+    state = _strip(state, "module.")
+    classes = _classes(meta)
+    if classes:
+        meta["classes"] = classes
+    return state, meta
+
+
+def _kind(path: Path) -> str:
+    """'safetensors' or 'torch' by the first bytes, whatever the suffix says."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+    except FileNotFoundError:
+        raise UserError(f"checkpoint {path} does not exist: check the path") from None
+    except OSError as error:
+        raise UserError(f"cannot read checkpoint {path}: {error.strerror}") from error
+    if not head:
+        raise UserError(f"checkpoint {path} is empty: delete it and get it again")
+    if path.suffix == ".pdparams":
+        raise UserError(f"{path} is a Paddle file: use the authors' PyTorch file (.pth)")
+    if head.startswith(b"version https://git-lfs"):
+        raise UserError(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull`")
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
+        return "safetensors"
+    if head.startswith((b"PK\x03\x04", b"\x80")):
+        return "torch"
+    raise UserError(f"{path} is not a checkpoint (it starts with {head[:8]!r}): expected a PyTorch file or safetensors; if it "
+                    "was downloaded, delete it and get it again")
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    detail = str(error).strip().split("\n")[0][:200]
+    return UserError(f"checkpoint {path} is damaged or not a checkpoint ({detail or type(error).__name__}): delete it and get "
+                     "it again")
+
+
+def _read_safetensors(path: Path) -> tuple[StateDict, dict[str, Any]]:
+    from safetensors import SafetensorError, safe_open
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not iterable
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _damaged(path, error) from error
+    return state, {**{key: _decoded(value) for key, value in metadata.items()}, "weights_key": ""}
+
+
+def _decoded(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+def _read_torch(path: Path) -> Any:
+    import pickle
+
+    import torch
+    try:
+        with _only_tensors():
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        foreign = re.search(r"GLOBAL ([\w.]+)|(?:but got|unrecognized function) (.+)", str(error))
+        if foreign is None:
+            raise _damaged(path, error) from error
+        name = next(group for group in foreign.groups() if group)
+        raise UserError(f"checkpoint {path} holds more than tensors ({name}) and could run code, so it is refused: get a file "
+                        "of tensors only (where you trust its origin, load it in a place of your own and save "
+                        "`model.state_dict()` with torch.save or safetensors)") from error
+    except Exception as error:  # bytes from anywhere: the unpickler fails in every way there is
+        raise _damaged(path, error) from error
+
+
+def _unwrap(loaded: Any, path: Path) -> tuple[StateDict, dict[str, Any]]:
+    if not isinstance(loaded, Mapping):
+        raise UserError(f"checkpoint {path} holds a {type(loaded).__name__}, not a dict of tensors: save `model.state_dict()`")
+    ema = loaded.get("ema")
+    if isinstance(ema, Mapping) and isinstance(ema.get("module"), Mapping):
+        key, state = "ema.module", ema["module"]
+    else:
+        key = next((key for key in ("state_dict", "model") if isinstance(loaded.get(key), Mapping)), "")
+        state = loaded[key] if key else loaded
+    return _tensors(state, path), {**_meta(loaded, bool(key)), "weights_key": key}
+
+
+def _tensors(state: Mapping[Any, Any], path: Path) -> StateDict:
+    import torch
+    other = [str(key) for key, value in state.items() if not isinstance(value, torch.Tensor)]
+    if len(other) == len(state):
+        raise UserError(f"checkpoint {path} holds no weights (its keys: {_listed(map(str, state))}): name a file with the "
+                        "state dict of a model")
+    if other:
+        raise UserError(f"checkpoint {path} has entries that are not tensors among its weights: {_listed(other)}; save "
+                        "`model.state_dict()` alone")
+    return {str(key): value.detach() for key, value in state.items()}
+
+
+def _meta(loaded: Mapping[Any, Any], wrapped: bool) -> dict[str, Any]:
+    if not wrapped:
+        return {}
+    plain = {key: value for key, value in loaded.items() if isinstance(key, str) and isinstance(value, (str, int, float, bool))}
+    meta = loaded.get("meta")
+    return {**plain, **(meta if isinstance(meta, Mapping) else {})}
+
+
+def _classes(meta: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Class names, from our own files or from MMEngine's `dataset_meta` (upper case in old ones)."""
+    dataset = meta.get("dataset_meta")
+    for place in (meta, dataset if isinstance(dataset, Mapping) else {}):
+        for key in ("classes", "CLASSES"):
+            if isinstance(place.get(key), (list, tuple)):
+                return tuple(map(str, place[key]))
+    return None
+
+
+def _strip(state: StateDict, prefix: str) -> StateDict:
+    if not all(key.startswith(prefix) for key in state):
+        return state
+    return {key[len(prefix):]: value for key, value in state.items()}
+
+
+def save_safetensors(path: str | os.PathLike[str], state_dict: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
+    """Write weights and `meta` (values that JSON can hold) to a safetensors file; it appears whole or not at all."""
+    from safetensors.torch import save_file
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    # Cloned: safetensors refuses tensors that share memory.
+    tensors = {key: value.detach().cpu().clone().contiguous() for key, value in state_dict.items()}
+    try:
+        save_file(tensors, temporary, {key: json.dumps(value) for key, value in meta.items()})
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_into(model: torch.nn.Module, state_dict: Mapping[str, torch.Tensor], *, allow_missing: Sequence[str] = (),
+              allow_unexpected: Sequence[str] = (), source: str = "the checkpoint") -> None:
+    """Copy `state_dict` into `model`; every key has to match, in name and shape.
+
+    Args:
+        allow_missing: shell patterns (``decoder.denoising_class_embed.*``) of model keys that may keep their values.
+        allow_unexpected: shell patterns of checkpoint keys that may be ignored.
+        source: the checkpoint's name in errors.
+
+    Raises:
+        UserError: names the keys at fault; the model is then unchanged.
+    """
+    own = model.state_dict()
+    missing = [key for key in own if key not in state_dict and not _matches(key, allow_missing)]
+    unexpected = [key for key in state_dict if key not in own and not _matches(key, allow_unexpected)]
+    shapes = {key: (tuple(state_dict[key].shape), tuple(own[key].shape))
+              for key in own if key in state_dict and state_dict[key].shape != own[key].shape}
+    problems = []
+    if missing:
+        problems.append(f"{len(missing)} of {len(own)} keys are missing: {_listed(missing)}")
+    if unexpected:
+        problems.append(f"{len(unexpected)} keys are unexpected: {_listed(unexpected)}")
+    if shapes:
+        problems.append(f"{len(shapes)} keys have another shape: " + _listed(
+            f"{key} {theirs} (the model has {ours})" for key, (theirs, ours) in shapes.items()))
+    if problems:
+        counts = None if missing or unexpected else _class_counts(list(shapes.values()))
+        hint = (f". Only the class count differs: {source} has {counts[0]} classes, the model {counts[1]}; build the model "
+                f"with num_classes={counts[0]}") if counts else ". Is it a checkpoint of another model?"
+        raise UserError(f"{source} does not fit the model: " + "; ".join(problems) + hint)
+    model.load_state_dict({key: value for key, value in state_dict.items() if key in own}, strict=False)
+
+
+def _matches(key: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)
+
+
+def _class_counts(shapes: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> tuple[int, int] | None:
+    """(theirs, ours) if all shapes differ in one side only, by the same two numbers (or both one more: a padding class)."""
+    sides = set()
+    for theirs, ours in shapes:
+        different = [pair for pair in zip(theirs, ours) if pair[0] != pair[1]]
+        if len(theirs) != len(ours) or len(different) != 1:
+            return None
+        sides.add(different[0])
+    counts = min(sides)
+    return counts if sides <= {counts, (counts[0] + 1, counts[1] + 1)} else None
+
+
+def _listed(words: Iterator[str] | Sequence[str] | Any) -> str:
+    words = list(words)
+    rest = len(words) - _SHOWN
+    return ", ".join(words[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

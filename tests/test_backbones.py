@@ -1,0 +1,69 @@
+"""The promises that every backbone makes."""
+import pytest
+import torch
+
+from mmvit.backbones import create_backbone, find_backbone, list_backbones
+from mmvit.errors import UserError
+
+DEBUG = list_backbones("*_debug")
+
+
+def test_names():
+    assert {"presnet_18vd", "presnet_34vd", "presnet_50vd", "presnet_101vd", "hgnetv2_l", "hgnetv2_x", "hgnetv2_h"} <= set(list_backbones())
+    assert list_backbones("presnet_1*") == ["presnet_101vd", "presnet_18vd"]
+    assert find_backbone("PResNet50vd") == find_backbone("presnet_50vd")
+    with pytest.raises(UserError, match="Did you mean 'presnet_50vd'"):
+        create_backbone("presnet_50v")
+    with pytest.raises(UserError, match="out_indices"):
+        create_backbone("presnet_debug", out_indices=(1, 4))
+
+
+@pytest.mark.parametrize("name", DEBUG)
+@pytest.mark.parametrize("size", [(64, 64), (32, 32), (45, 71)])
+def test_feature_info_is_true(name, size):
+    model = create_backbone(name, out_indices=(0, 1, 2, 3)).eval()
+    x = torch.rand(2, 3, *size)
+    maps = model(x)
+    assert len(maps) == len(model.feature_info) == 4
+    for feature, (channels, stride) in zip(maps, model.feature_info):
+        assert feature.shape == (2, channels, *(-(-side // stride) for side in size))
+    torch.testing.assert_close(model(x)[3], maps[3], rtol=0, atol=0)
+    torch.testing.assert_close(create_like(name, model)(x)[0], maps[2])
+
+
+def create_like(name, model):
+    other = create_backbone(name, out_indices=(2, 3)).eval()
+    other.load_state_dict(model.state_dict())
+    return other
+
+
+@pytest.mark.parametrize("name", DEBUG)
+def test_gradients_reach_every_parameter_and_checkpointing_changes_nothing(name):
+    gradients = []
+    model = create_backbone(name, out_indices=(0, 1, 2, 3)).train()
+    x = torch.rand(2, 3, 64, 64)
+    for with_cp in (False, True):
+        model.with_cp = with_cp
+        model.zero_grad()
+        sum(m.square().mean() for m in model(x)).backward()
+        gradients.append({n: p.grad.clone() for n, p in model.named_parameters()})
+    assert all(g.abs().max() > 0 for g in gradients[0].values())
+    for key, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][key], msg=key)
+
+
+@pytest.mark.parametrize("name", DEBUG)
+def test_frozen_stages_and_norms(name):
+    model = create_backbone(name, frozen_stages=2, freeze_norm=True).train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert trained and all(".2." in n or ".3." in n for n in trained)
+    model(torch.rand(2, 3, 64, 64))
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", DEBUG)
+def test_depth_grows_from_stem_to_last_stage(name):
+    model = create_backbone(name)
+    depths = [model.layer_depth(n) for n, _ in model.named_parameters()]
+    assert depths == sorted(depths) and depths[0] == 0 and len(set(depths)) == max(depths) + 1

@@ -1,0 +1,457 @@
+"""Index, download and loading of checkpoints."""
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from mmengine.hooks import EMAHook
+from mmengine.logging import HistoryBuffer
+from torch import nn
+
+from mmvit.errors import UserError
+from mmvit.weights import cache_dir, check_sha256, index, load_checkpoint, load_into, published, resolve, save_safetensors
+from mmvit.weights import download as download_module
+from mmvit.weights.catalogue import backbone_url
+
+BODY = bytes(np.random.default_rng(0).integers(0, 256, 300_000, dtype=np.uint8))
+
+
+class Server(ThreadingHTTPServer):
+    """Serves `body`; `cut_after` bytes it drops the connection, `cuts` times."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.body, self.status, self.content_type, self.etag = BODY, 200, "application/octet-stream", '"one"'
+        self.ranges, self.cut_after, self.cuts, self.declared = True, 0, 0, None
+        self.requests: list[str | None] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/files/net.pth"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        server, wanted = self.server, self.headers.get("Range")
+        server.requests.append(wanted)
+        if server.status != 200:
+            self.send_error(server.status)
+            return
+        start = 0
+        if server.ranges and wanted and self.headers.get("If-Range", server.etag) == server.etag:
+            start = int(wanted.removeprefix("bytes=").rstrip("-"))
+        if start >= len(server.body) > 0 and start:
+            self.send_error(416)
+            return
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Type", server.content_type)
+        self.send_header("ETag", server.etag)
+        self.send_header("Content-Length", str(server.declared or len(server.body) - start))
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(server.body) - 1}/{len(server.body)}")
+        self.end_headers()
+        piece = server.body[start:]
+        if server.cuts:
+            server.cuts -= 1
+            piece = piece[:server.cut_after]
+        self.wfile.write(piece)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MMVIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(download_module, "BACKOFF", 0.0)
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path / "cache"
+
+
+def only_file(cache: Path) -> Path:
+    return next(path for path in cache.iterdir() if path.suffix == ".pth")
+
+
+# ---- index
+
+def test_index_is_complete_and_consistent() -> None:
+    from mmvit.architectures import list_models
+    entries = index()
+    assert {"rtdetr_r18", "rtdetr_r34", "rtdetr_r50m", "rtdetr_r50", "rtdetr_r101", "rtdetr_r50_obj365", "rtdetrv2_r50_dsp",
+            "rtdetrv2_r18_sp1", "rtdetrv2_hgnetv2_h"} <= set(entries)
+    for entry in entries.values():
+        assert entry.architecture in list_models()
+        if entry.packaged is None:
+            assert entry.url.startswith("https://") and entry.file_name.endswith(".pth")
+            assert entry.source["licence"] == "Apache-2.0" and entry.source["arxiv"] in ("2304.08069", "2407.17140")
+    downloads = [entry.url for entry in entries.values() if entry.url]
+    assert len(set(downloads)) == len({url.rsplit("/", 1)[-1] for url in downloads})  # no clash in the cache folder
+    assert (entries["rtdetr_r50"].box_ap, entries["rtdetr_r50_obj365"].box_ap) == (53.1, 55.3)
+    assert published("rtdetrv2_m*").name == "rtdetrv2_r50m" and published("rtdetrv2_s").box_ap == 48.1
+
+
+def test_every_pretrained_backbone_is_one_of_ours() -> None:
+    from mmvit.backbones import find_backbone
+    names = {entry.backbone for entry in index().values() if entry.backbone}
+    assert {find_backbone(name)[1] for name in names} == {"18vd", "34vd", "50vd", "101vd", "l", "x", "h"}
+    assert all(backbone_url(name).endswith(".pth") for name in names)
+    assert backbone_url("PResNet50vd") == backbone_url("presnet_50vd")
+
+
+def test_unknown_names_are_answered_with_the_closest() -> None:
+    with pytest.raises(UserError, match="Did you mean 'rtdetr_r50'"):
+        published("rtdetr_r5O")
+    with pytest.raises(UserError, match="neither a file nor the name.*Did you mean 'rtdetr_r50m'"):
+        resolve("rtdetr_50m")
+    with pytest.raises(UserError, match="does not exist"):
+        resolve("weights/mine.pth")
+
+
+def test_packaged_weights_name_the_command_that_makes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download_module, "FILES", tmp_path)
+    with pytest.raises(UserError, match="make quickstart"):
+        resolve("rtdetr_shapes")
+    (tmp_path / "rtdetr_shapes.safetensors").write_bytes(b"x")
+    assert resolve("rtdetr_shapes") == tmp_path / "rtdetr_shapes.safetensors"
+
+
+# ---- download
+
+def test_download_is_made_once_and_hash_recorded(server: Server, cache: Path) -> None:
+    path = resolve(server.url, progress=False)
+    assert path.read_bytes() == BODY and path.parent == cache == cache_dir()
+    assert path.with_name(path.name + ".sha256").read_text().split() == [hashlib.sha256(BODY).hexdigest(), path.name]
+    assert resolve(server.url) == path and len(server.requests) == 1
+    assert not list(cache.glob("*.part*"))
+
+
+def test_download_shows_a_progress_bar_on_stderr(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    resolve(server.url)
+    captured = capsys.readouterr()
+    assert "net.pth" in captured.err and captured.out == ""
+
+
+def test_two_addresses_with_one_file_name_do_not_clash(server: Server) -> None:
+    first = resolve(server.url, progress=False)
+    server.body = b"\x80other"
+    second = resolve(server.url.replace("files", "others"), progress=False)
+    assert first.read_bytes() == BODY and second.read_bytes() == b"\x80other"
+
+
+def test_a_cut_download_continues_where_it_stopped(server: Server) -> None:
+    server.cuts, server.cut_after = 2, 100_000
+    assert resolve(server.url, progress=False).read_bytes() == BODY
+    assert server.requests == [None, "bytes=100000-", "bytes=200000-"]
+
+
+def test_a_later_run_continues_the_part_file(server: Server, cache: Path) -> None:
+    server.cuts, server.cut_after = 1, 100_000
+    server.ranges = True
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(download_module, "ATTEMPTS", 1)
+        with pytest.raises(UserError, match="100000 of 300000 bytes arrived"):
+            resolve(server.url, progress=False)
+    assert next(cache.glob("*.part")).stat().st_size == 100_000 and not list(cache.glob("*.pth"))
+    assert resolve(server.url, progress=False).read_bytes() == BODY
+    assert server.requests == [None, "bytes=100000-"]
+
+
+def test_a_part_of_an_older_file_is_not_mixed_with_the_new_one(server: Server) -> None:
+    server.cuts, server.cut_after = 1, 100_000
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(download_module, "ATTEMPTS", 1)
+        with pytest.raises(UserError):
+            resolve(server.url, progress=False)
+    server.body, server.etag = BODY[::-1], '"two"'
+    assert resolve(server.url, progress=False).read_bytes() == BODY[::-1]
+
+
+def test_a_part_that_is_already_whole_is_taken(server: Server, cache: Path) -> None:
+    cache.mkdir()
+    path = resolve(server.url, progress=False)
+    path.rename(path.with_name(path.name + ".part"))
+    path.with_name(path.name + ".part.json").write_text('{"validator": "\\"one\\"", "total": 300000}')
+    assert resolve(server.url, progress=False).read_bytes() == BODY
+
+
+def test_a_server_without_ranges_starts_again(server: Server) -> None:
+    server.ranges, server.cuts, server.cut_after = False, 2, 100_000
+    assert resolve(server.url, progress=False).read_bytes() == BODY
+    assert len(server.requests) == 3
+
+
+def test_a_length_that_is_never_reached_is_an_error(server: Server, cache: Path) -> None:
+    server.ranges, server.declared = False, 400_000
+    with pytest.raises(UserError, match="300000 of 400000 bytes arrived") as error:
+        resolve(server.url, progress=False)
+    assert len(server.requests) == 3 and "\n" not in str(error.value)
+    assert not list(cache.glob("*.pth"))
+
+
+@pytest.mark.parametrize("status, attempts", [(404, 1), (403, 1), (503, 3)])
+def test_http_errors(server: Server, status: int, attempts: int) -> None:
+    server.status = status
+    with pytest.raises(UserError, match=f"HTTP {status}") as error:
+        resolve(server.url, progress=False)
+    assert len(server.requests) == attempts and server.url in str(error.value)
+
+
+@pytest.mark.parametrize("content_type", ["text/html; charset=utf-8", "application/octet-stream"])
+def test_a_web_page_is_not_taken_for_the_file(server: Server, cache: Path, content_type: str) -> None:
+    server.body, server.content_type = b"\n<!DOCTYPE html><html>please sign in</html>", content_type
+    with pytest.raises(UserError, match="web page instead of the file"):
+        resolve(server.url, progress=False)
+    assert not list(cache.glob("*.pth")) and not list(cache.glob("*.part"))
+
+
+def test_a_changed_file_is_refused_with_both_hashes(server: Server) -> None:
+    path = resolve(server.url, progress=False)
+    path.write_bytes(BODY[:-1] + b"!")
+    changed = hashlib.sha256(path.read_bytes()).hexdigest()
+    with pytest.raises(UserError, match=f"{changed}.*{hashlib.sha256(BODY).hexdigest()}.*delete {path}"):
+        resolve(server.url, progress=False)
+
+
+def test_a_file_put_there_by_hand_is_used_and_recorded(server: Server, cache: Path) -> None:
+    path = resolve(server.url, progress=False)
+    path.with_name(path.name + ".sha256").unlink()
+    assert check_sha256(path) is None
+    assert resolve(server.url, progress=False) == path and len(server.requests) == 1
+    assert check_sha256(path) == hashlib.sha256(BODY).hexdigest()
+    path.with_name(path.name + ".sha256").unlink()
+    path.write_bytes(b"<html>no</html>")
+    with pytest.raises(UserError, match="is a web page"):
+        resolve(server.url, progress=False)
+
+
+def test_without_network_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing listens on the discard port
+    with pytest.raises(UserError) as error:
+        resolve("rtdetr_r50", progress=False)
+    message = str(error.value)
+    assert "\n" not in message
+    for part in ("cannot download rtdetr_r50vd_6x_coco_from_paddle.pth", published("rtdetr_r50").url, "--model rtdetr_shapes",
+                 str(cache / "rtdetr_r50vd_6x_coco_from_paddle.pth")):
+        assert part in message
+    with pytest.raises(UserError) as error:
+        resolve("presnet_18vd", progress=False)
+    assert "--model" not in str(error.value)
+
+
+def test_a_cache_that_cannot_be_written(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MMVIT_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(UserError, match="cannot write.*MMVIT_CACHE"):
+        resolve(server.url, progress=False)
+
+
+def test_a_full_disk_is_noticed_before_the_download(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download_module.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(UserError, match="disk is full"):
+        resolve(server.url, progress=False)
+
+
+
+def test_concurrent_users_share_one_download(server: Server) -> None:
+    found: list[Path] = []
+    threads = [threading.Thread(target=lambda: found.append(resolve(server.url, progress=False))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(server.requests) == 1 and len(found) == 4 and found[0].read_bytes() == BODY
+
+
+# ---- loading
+
+def net(classes: int = 3) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Linear(4, classes))
+
+
+def assert_same(a: dict, b: dict) -> None:
+    assert list(a) == list(b)
+    for key in a:
+        torch.testing.assert_close(a[key], b[key], rtol=0, atol=0)
+
+
+def test_official_layout_prefers_the_average(tmp_path: Path) -> None:
+    raw, average = net().state_dict(), net().state_dict()
+    torch.save({"model": raw, "ema": {"module": average, "updates": 7}, "last_epoch": 71,
+                "lr_scheduler": {"milestones": Counter([1000])}}, tmp_path / "a.pth")
+    state, meta = load_checkpoint(tmp_path / "a.pth")
+    assert_same(state, average)
+    assert meta["weights_key"] == "ema.module" and meta["last_epoch"] == 71
+    torch.save({"model": raw, "ema": None}, tmp_path / "b.pth")
+    assert_same(load_checkpoint(tmp_path / "b.pth")[0], raw)
+
+
+def test_plain_and_distributed_state_dicts(tmp_path: Path) -> None:
+    state = net().state_dict()
+    torch.save(state, tmp_path / "plain.pth")
+    torch.save(OrderedDict((f"module.{key}", value) for key, value in state.items()), tmp_path / "ddp.pth")
+    torch.save(state, tmp_path / "legacy.pth", _use_new_zipfile_serialization=False)
+    for name in ("plain", "ddp", "legacy"):
+        assert_same(load_checkpoint(tmp_path / f"{name}.pth")[0], state)
+
+
+class FakeRunner:
+    """What `EMAHook` touches of a runner."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.iter, self.epoch, self.max_iters, self.max_epochs = model, 0, 0, 10, 10
+
+
+def test_mmengine_layout_gives_the_averaged_weights(tmp_path: Path) -> None:
+    model = net()
+    hook, runner = EMAHook(momentum=0.5), FakeRunner(model)
+    hook.before_run(runner)
+    with torch.no_grad():
+        model[0].weight.add_(1.0)
+    hook.after_train_iter(runner, 0)
+    with torch.no_grad():
+        model[0].weight.add_(1.0)
+    hook.after_train_iter(runner, 1)
+    average = {key: value.clone() for key, value in hook.ema_model.module.state_dict().items()}
+    history = HistoryBuffer([1.0, 2.0], [1, 1])
+    checkpoint = {"meta": {"epoch": 3, "dataset_meta": {"classes": ("cat", "dog", "owl"), "cat_ids": [1, 5, 9]}},
+                  "state_dict": model.state_dict(), "message_hub": {"log_scalars": {"train/loss": history}, "x": np.float64(1)}}
+    hook.before_save_checkpoint(runner, checkpoint)
+    torch.save(checkpoint, tmp_path / "epoch_3.pth")
+
+    state, meta = load_checkpoint(tmp_path / "epoch_3.pth")
+    assert_same(state, average)
+    assert not torch.equal(state["0.weight"], model[0].weight)
+    assert meta["classes"] == ("cat", "dog", "owl") and meta["epoch"] == 3 and meta["weights_key"] == "state_dict"
+
+
+def test_safetensors_round_trip(tmp_path: Path) -> None:
+    model = net()
+    state = model.state_dict()
+    state["tied"] = state["0.weight"]
+    path = tmp_path / "deep" / "net.safetensors"
+    save_safetensors(path, state, {"classes": ["cat", "dog"], "epoch": 3, "note": "hello"})
+    loaded, meta = load_checkpoint(path)
+    assert {key: value.tolist() for key, value in loaded.items()} == {key: value.tolist() for key, value in state.items()}
+    assert meta["classes"] == ("cat", "dog") and meta["epoch"] == 3 and meta["note"] == "hello"
+    assert list(path.parent.iterdir()) == [path]
+    path.rename(tmp_path / "renamed.pth")  # known by its contents
+    assert load_checkpoint(tmp_path / "renamed.pth")[1]["epoch"] == 3
+
+
+class Payload:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_code_in_a_checkpoint_does_not_run(tmp_path: Path, zipped: bool) -> None:
+    path = tmp_path / "evil.pth"
+    torch.save({"state_dict": net().state_dict(), "extra": Payload(tmp_path / "harm")}, path,
+               _use_new_zipfile_serialization=zipped)
+    with pytest.raises(UserError, match=f"{path} holds more than tensors .*mkdir.* refused"):
+        load_checkpoint(path)
+    assert not (tmp_path / "harm").exists()
+
+
+class GetattrPayload:
+    """Reaches for a method through the `getattr` that MMEngine's log histories are stored with."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple:
+        return getattr, (self.target, "mkdir")
+
+
+def test_getattr_in_a_checkpoint_fetches_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "evil.pth"
+    torch.save({"state_dict": {"a": torch.ones(1)}, "meta": {"epoch": GetattrPayload(HistoryBuffer)}}, path)
+    assert type(load_checkpoint(path)[1]["epoch"]).__name__ == "_Ignored"
+
+
+def test_a_whole_pickled_model_is_refused(tmp_path: Path) -> None:
+    torch.save(net(), tmp_path / "model.pth")
+    with pytest.raises(UserError, match="holds more than tensors .*Sequential"):
+        load_checkpoint(tmp_path / "model.pth")
+
+
+def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
+    torch.save(net().state_dict(), tmp_path / "whole.pth")
+    save_safetensors(tmp_path / "whole.safetensors", net().state_dict(), {})
+    contents = {"cut.pth": (tmp_path / "whole.pth").read_bytes()[:-300], "cut.safetensors": b"",
+                "half.safetensors": (tmp_path / "whole.safetensors").read_bytes()[:-100], "page.pth": b"<html>404</html>",
+                "pickle.pth": pickle.dumps({"a": 1}), "protocol4.pth": pickle.dumps([1, 2], protocol=4),
+                "net.pdparams": b"\x80\x02", "pointer.pth": b"version https://git-lfs.github.com/spec/v1\n"}
+    for name, content in contents.items():
+        path = tmp_path / name
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=str(path)) as error:
+            load_checkpoint(path)
+        assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="does not exist"):
+        load_checkpoint(tmp_path / "absent.pth")
+    with pytest.raises(UserError, match="cannot read"):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("content, message", [
+    ({"epoch": 3, "lr": 0.1}, "holds no weights"), ({}, "holds no weights"), ([1, 2], "holds a list"),
+    ({"a": torch.ones(1), "b": 2}, "entries that are not tensors.*: b;")])
+def test_dicts_without_weights(tmp_path: Path, content: object, message: str) -> None:
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=message):
+        load_checkpoint(tmp_path / "a.pth")
+
+
+def test_load_into_is_strict_and_leaves_the_model_alone_on_error() -> None:
+    model, source = net(), net().state_dict()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    other_shape = {"0.weight": torch.ones(4, 3, 3, 3)}
+    for change, message in ((lambda s: s.pop("0.bias"), "1 of 9 keys are missing: 0.bias"),
+                            (lambda s: s.update(extra=torch.ones(1)), "1 keys are unexpected: extra"),
+                            (lambda s: s.update(other_shape), r"0.weight \(4, 3, 3, 3\) .*\(4, 3, 1, 1\)")):
+        state = dict(source)
+        change(state)
+        with pytest.raises(UserError, match=message):
+            load_into(model, state, source="x.pth")
+        assert_same(dict(model.state_dict()), before)
+    state = dict(source, extra=torch.ones(1))
+    del state["0.bias"]
+    load_into(model, state, allow_missing=["0.*"], allow_unexpected=["extra"])
+    torch.testing.assert_close(model.state_dict()["2.weight"], source["2.weight"])
+    torch.testing.assert_close(model.state_dict()["0.bias"], before["0.bias"])
+
+
+def test_load_into_names_both_class_counts() -> None:
+    with pytest.raises(UserError, match="x.pth has 80 classes, the model 3; build the model with num_classes=80"):
+        load_into(net(3), net(80).state_dict(), source="x.pth")
+    with pytest.raises(UserError, match="checkpoint of another model"):
+        load_into(nn.Linear(4, 3), nn.Linear(5, 7).state_dict(), source="x.pth")
