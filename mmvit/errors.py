@@ -12,6 +12,12 @@ class UserError(Exception):
     without a traceback and exits with status 2.
     """
 
+    def __init__(self, message: str):
+        # A data-loader worker hands an error on with its traceback as text: keep the message.
+        if message.startswith("Caught ") and "DataLoader worker" in message.partition("\n")[0]:
+            message = message.rpartition("Error: ")[2].strip()
+        super().__init__(message)
+
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """A hint such as ``" Did you mean 'backbone'?"`` for the closest of `choices`, or an empty string."""

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import cv2
@@ -110,22 +111,20 @@ def test_rules_of_v2():
     assert {value for name, value in groups.items() if name.startswith("backbone")} == {(1e-6, 1e-4)}
 
 
-def test_official_patterns_give_the_same_groups(subtests_names=("rtdetr_r18", "rtdetr_r34", "rtdetr_r50", "rtdetr_r50m")):
-    """The published rules, applied to the official names, against ours."""
-    import re
+@pytest.mark.parametrize("config", ["rtdetr_r18", "rtdetr_r34", "rtdetr_r50", "rtdetr_r50m"])
+def test_published_patterns_on_official_names_give_the_same_groups(config):
     small = [("^(?=.*backbone)(?=.*norm).*$", 1e-5, 0.0), ("^(?=.*backbone)(?!.*norm).*$", 1e-5, None),
              ("^(?=.*(?:encoder|decoder))(?=.*(?:norm|bias)).*$", None, 0.0)]
     base = [("backbone", 1e-5, None), ("^(?=.*encoder(?=.*bias|.*norm.*weight)).*$", None, 0.0),
             ("^(?=.*decoder(?=.*bias|.*norm.*weight)).*$", None, 0.0)]
-    for config in subtests_names:
-        rules = small if config in ("rtdetr_r18", "rtdetr_r34") else base
-        for name, ours in groups_of(config).items():
-            official = re.sub(r"^neck\.(input_proj\.\d)\.conv", r"encoder.\1.0", name)
-            official = re.sub(r"^neck\.(input_proj\.\d)\.norm", r"encoder.\1.1", official)
-            official = re.sub(r"^head\.enc_output\.(proj|norm)", lambda m: f"decoder.enc_output.{'01'[m[1] == 'norm']}", official)
-            official = re.sub(r"^neck\.", "encoder.", re.sub(r"^head\.", "decoder.", official))
-            lr, decay = next(((lr, decay) for pattern, lr, decay in rules if re.findall(pattern, official)), (None, None))
-            assert ours == (lr or 1e-4, 1e-4 if decay is None else decay), name
+    rules = small if config in ("rtdetr_r18", "rtdetr_r34") else base
+    for name, ours in groups_of(config).items():
+        official = re.sub(r"^neck\.(input_proj\.\d)\.conv", r"encoder.\1.0", name)
+        official = re.sub(r"^neck\.(input_proj\.\d)\.norm", r"encoder.\1.1", official)
+        official = re.sub(r"^head\.enc_output\.(proj|norm)", lambda m: f"decoder.enc_output.{int(m[1] == 'norm')}", official)
+        official = re.sub(r"^neck\.", "encoder.", re.sub(r"^head\.", "decoder.", official))
+        lr, decay = next(((lr, decay) for pattern, lr, decay in rules if re.findall(pattern, official)), (None, None))
+        assert ours == (lr or 1e-4, 1e-4 if decay is None else decay), name
 
 
 def test_rule_errors():
@@ -272,26 +271,24 @@ def test_seed_step_depends_on_seed_iteration_and_rank_only():
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_augmentation_stops_also_in_persistent_workers(tmp_path, data, workers):
-    white = []
+    seen = []
 
     class Look(Hook):
         def before_train_iter(self, runner, batch_idx, data_batch=None):
-            white.append((runner.epoch, all(int(image[:, :2].max()) == 0 for image in data_batch["inputs"]),
-                          runner.model.data_preprocessor.use_multi_scale))
+            black = [float((image == 0).float().mean()) for image in data_batch["inputs"]]
+            seen.append((runner.epoch, min(black), max(black), runner.model.data_preprocessor.use_multi_scale))
 
     cfg = tiny_config(data, tmp_path, epochs=3, workers=workers)
-    cfg.train_dataloader.dataset.pipeline[2] = dict(type="ZoomOut", p=1.0, side_range=(4.0, 4.0))
+    cfg.train_dataloader.dataset.pipeline[2] = dict(type="ZoomOut", p=1.0, side_range=(4.0, 4.0))  # 15/16 of the picture are black
     cfg.train_dataloader.persistent_workers = workers > 0
     cfg.default_hooks.stop_augmentation = dict(type="StopAugmentation", epoch=1, transforms=["ZoomOut"])
     cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
     runner = Runner.from_cfg(cfg)
     runner.register_hook(Look())
-    zoomed = runner.train_dataloader if False else None
-    assert zoomed is None
     runner.train()
-    plain = [share for epoch, share, _ in white if epoch > 0]
-    assert [scale for _, _, scale in white] == [True] * 3 + [False] * 6
-    assert not any(plain)
+    assert [epoch for epoch, *_ in seen] == [0] * 3 + [1] * 3 + [2] * 3
+    assert all(low > 0.8 and scaled for _, low, _, scaled in seen[:3])
+    assert all(high < 0.5 and not scaled for _, _, high, scaled in seen[3:])
 
 
 def test_stop_augmentation_names_an_unknown_transform(tmp_path, data):

@@ -482,6 +482,22 @@ def test_command_goes_on_after_bad_inputs(pictures: Path, tmp_path: Path, checkp
     assert not (tmp_path / "nothing").exists()
 
 
+def test_command_keeps_what_is_done_when_it_breaks_off(pictures: Path, tmp_path: Path, checkpoint: Path,
+                                                       monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    forward, calls = Predictor._forward, []
+
+    def once(self: Predictor, packed: list) -> list:
+        calls.append(1)
+        if len(calls) > 1:
+            raise UserError("out of memory")
+        return forward(self, packed)
+
+    monkeypatch.setattr(Predictor, "_forward", once)
+    assert predict(pictures, checkpoint=checkpoint, out=tmp_path / "out") == 2
+    assert "error: out of memory" in capsys.readouterr().err
+    assert len(json.loads((tmp_path / "out" / "predictions.json").read_text())) == 30
+
+
 def test_command_never_overwrites_an_input(pictures: Path, checkpoint: Path) -> None:
     before = (pictures / "000000000042.jpg").read_bytes()
     assert predict(pictures, checkpoint=checkpoint, out=pictures) == 0

@@ -40,7 +40,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "hgnetv2_x": {**_LARGE, "backbone": "hgnetv2_x"},
     "hgnetv2_h": dict(neck=dict(hidden_dim=512, feedforward=2048, expansion=1.0, num_layers=2), head=dict(num_layers=6), backbone="hgnetv2_h"),
     "shapes": dict(backbone="presnet_shapes", neck=dict(hidden_dim=96, feedforward=192, expansion=0.5, num_heads=4), eval_size=(160, 160),
-                   head=dict(hidden_dim=96, num_heads=4, feedforward=192, num_layers=3, num_queries=50)),
+                   head=dict(hidden_dim=96, num_heads=4, feedforward=192, num_layers=3, num_queries=30, num_denoising=24)),
     "debug": dict(backbone="presnet_debug", neck=dict(hidden_dim=16, feedforward=16, expansion=0.5, num_heads=2), eval_size=(64, 64),
                   head=dict(hidden_dim=16, num_heads=2, feedforward=16, num_layers=2, num_queries=10, num_denoising=4)),
 }

@@ -60,11 +60,13 @@ def run(args: argparse.Namespace) -> int:
         predictor = Predictor(args.model, config=args.config, checkpoint=args.checkpoint, device=args.device,
                               score_thr=args.score_thr, batch_size=args.batch_size, deploy=args.deploy)
         job = _Job(predictor, out, report)
-        job.pictures([source for source in usable if not source.is_video])
-        for source in usable:
-            if source.is_video:
-                job.video(source)
-        job.finish(print_json=args.json)
+        try:
+            job.pictures([source for source in usable if not source.is_video])
+            for source in usable:
+                if source.is_video:
+                    job.video(source)
+        finally:  # what is done stays, whatever stops the rest
+            job.finish(print_json=args.json)
     return 1 if report.failures else 0
 
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,7 @@ class Video:
     """The frames of a video file as uint8 (H, W, 3) RGB; `fps` frames a second, about `count` of them (0: unknown)."""
 
     def __init__(self, path: Path) -> None:
+        os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # the decoder's own messages: the error below says enough
         import cv2
         self.path = path
         self._capture = cv2.VideoCapture(str(path))

@@ -172,7 +172,8 @@ def _average(features: Tensor, grid: Grid, size: tuple[int, int]) -> Tensor:
         taps = taps * torch.minimum(2 * axis.count, axis.count + 2).clamp(max=length) * bins
         work = work + bins * (axis.count + length)
     parts = _parts(work + taps, _TAPS)
-    return _bins_last(torch.cat([_average_part(table, grid.part(part), size, height, width) for part in parts]), size)
+    pooled = [_average_part(table, grid.part(part), size, height, width) for part in parts]
+    return _bins_last(torch.cat(pooled) if len(pooled) > 1 else pooled[0], size)
 
 
 def _average_part(table: Tensor, grid: Grid, size: tuple[int, int], height: int, width: int) -> Tensor:

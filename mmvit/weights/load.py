@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     StateDict = dict[str, torch.Tensor]
 
-_SHOWN = 5  # keys named in an error
+_SHOWN = 3  # keys named in an error
 
 
 class _Ignored:

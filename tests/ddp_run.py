@@ -1,0 +1,109 @@
+"""Started by test_engine_distributed.py in every process: ``ddp_run.py DATA OUT``, alone or under torchrun."""
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from engine_tools import tiny_config
+from mmengine.hooks import Hook
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmvit.engine import Interrupted, Runner
+from mmvit.losses import NonFiniteError
+
+DISTRIBUTED = "RANK" in os.environ
+RANK = int(os.environ.get("RANK", 0))
+
+
+class FixedNorms(Hook):
+    """BatchNorm uses its running statistics, so that a batch may be split between processes."""
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        for module in runner.bare_model.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+
+
+class FailOnce(Hook):
+    """The loss of the first process is not finite in iteration 1."""
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter == 0:
+            self.forward = runner.bare_model.forward
+            runner.bare_model.forward = lambda *args, **kwargs: self._checked(runner, *args, **kwargs)
+
+    def _checked(self, runner, *args, **kwargs):
+        losses = self.forward(*args, **kwargs)
+        if runner.iter == 1 and RANK == 0 and kwargs["mode"] == "loss":
+            raise NonFiniteError("a loss", [1])
+        return losses
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        print(f"rank {RANK} iteration {runner.iter} stepped {runner.optim_wrapper.stepped}", flush=True)
+
+
+class SignalToSecond(Hook):
+    """The last process alone gets a signal."""
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if RANK == 1 and runner.iter == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def config(data: Path, work_dir: Path, batch: int):
+    options = ("optim_wrapper.optimizer={'type': 'SGD', 'lr': 1.0}", "optim_wrapper.clip_grad=None", "param_scheduler=None",
+               "model.head={'num_denoising': 0}", "default_hooks.ema=None")
+    cfg = tiny_config(data, work_dir, options=options, epochs=1, batch_size=batch, auto_scale_lr=False,
+                      launcher="pytorch" if DISTRIBUTED else "none")
+    cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
+    cfg.default_hooks.checkpoint = None
+    return cfg
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    data, out = Path(sys.argv[1]), Path(sys.argv[2])
+    world = 2 if DISTRIBUTED else 1
+
+    class OneStep(Hook):
+        """The gradients of one step are what SGD with learning rate 1 subtracts."""
+
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            runner.train_loop.stop_training = True
+            state = {name: p.detach().clone() for name, p in runner.bare_model.named_parameters()}
+            torch.save(dict(state=state, images=[s.img_id for s in data_batch["data_samples"]]), out / f"step_{world}_{RANK}.pth")
+            raise KeyboardInterrupt
+
+    runner = Runner.from_cfg(config(data, out / f"step{world}", 4 // world))
+    runner.register_hook(FixedNorms())
+    runner.register_hook(OneStep(), priority="LOWEST")
+    try:
+        runner.train()
+    except KeyboardInterrupt:
+        pass
+    if not DISTRIBUTED:
+        return
+
+    runner = Runner.from_cfg(config(data, out / "skip", 2))
+    runner.register_hook(FailOnce())
+    runner.train()
+
+    cfg = config(data, out / "signal", 2)
+    runner = Runner.from_cfg(cfg)
+    runner.register_hook(SignalToSecond())
+    try:
+        runner.train()
+    except Interrupted as stop:
+        print(f"rank {RANK} stopped after iteration {runner.iter} with status {stop.code}", flush=True)
+    torch.distributed.barrier()
+    resumed = Runner.from_cfg(dict(cfg, resume=True))
+    resumed.train()
+    print(f"rank {RANK} resumed to {resumed.iter} of {resumed.max_iters}", flush=True)
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
