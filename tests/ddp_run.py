@@ -71,10 +71,12 @@ def main() -> None:
     class OneStep(Hook):
         """The gradients of one step are what SGD with learning rate 1 subtracts."""
 
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            self.before = {name: p.detach().clone() for name, p in runner.bare_model.named_parameters()}
+
         def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-            runner.train_loop.stop_training = True
-            state = {name: p.detach().clone() for name, p in runner.bare_model.named_parameters()}
-            torch.save(dict(state=state, images=[s.img_id for s in data_batch["data_samples"]]), out / f"step_{world}_{RANK}.pth")
+            gradients = {name: self.before[name] - p.detach() for name, p in runner.bare_model.named_parameters()}
+            torch.save(dict(gradients=gradients, images=[s.img_id for s in data_batch["data_samples"]]), out / f"step_{world}_{RANK}.pth")
             raise KeyboardInterrupt
 
     runner = Runner.from_cfg(config(data, out / f"step{world}", 4 // world))

@@ -368,9 +368,9 @@ def test_broken_pictures_stop_training_with_their_name(tmp_path):
     ):
         dataset[1]
     (tmp_path / "images" / "5.png").write_text("no picture")
-    with pytest.raises(UserError, match=r"5\.png: not a picture"):
+    with pytest.raises(UserError, match=r"5\.png is not a picture"):
         dataset[1]
-    with pytest.raises(UserError, match=r"5\.png: not a picture"):  # from a worker process as well
+    with pytest.raises(UserError, match=r"5\.png is not a picture"):  # from a worker process as well
         list(DataLoader(dataset, batch_size=1, num_workers=1, collate_fn=list))
 
 

@@ -29,9 +29,12 @@ def run(tmp_path_factory) -> tuple[Path, str]:
 def test_gradients_are_those_of_the_joint_batch(run):
     one, first, second = (torch.load(run[0] / name) for name in ("step_1_0.pth", "step_2_0.pth", "step_2_1.pth"))
     assert one["images"] == [i for pair in zip(first["images"], second["images"]) for i in pair]
-    for name, value in one["state"].items():
-        assert torch.equal(first["state"][name], second["state"][name]), name
-        torch.testing.assert_close(first["state"][name], value, rtol=2e-4, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}")
+    for name, value in one["gradients"].items():
+        assert torch.equal(first["gradients"][name], second["gradients"][name]), name
+        error = (first["gradients"][name] - value).abs().max()
+        assert error <= 1e-3 * value.abs().max() + 1e-6, (name, error, value.abs().max())  # weights are float32 around 1
+    moved = sum(bool(value.abs().max() > 1e-4) for value in one["gradients"].values())
+    assert moved > 0.8 * len(one["gradients"])
 
 
 def test_all_processes_skip_the_step_that_one_cannot_take(run):

@@ -93,7 +93,8 @@ def test_carafe() -> None:
     x = torch.randn(2, 4, 3, 4, generator=generator, dtype=torch.float64)
     masks = torch.rand(2, 18, 6, 8, generator=generator, dtype=torch.float64)
     torch.testing.assert_close(carafe(x, masks, 3, 2, 2), carafe_loop(x, masks, 3, 2, 2))
-    assert torch.autograd.gradcheck(lambda *t: carafe(*t, 3, 2, 2), (x.requires_grad_(), masks.requires_grad_()), fast_mode=True)
+    inputs = (x.requires_grad_(), masks.requires_grad_())
+    assert torch.autograd.gradcheck(lambda *t: carafe(*t, 3, 2, 2), inputs, fast_mode=True)
 
 
 @pytest.mark.parametrize("distribute", [False, True])

@@ -48,8 +48,9 @@ def align_loop(x: Tensor, rois: Tensor, size: tuple[int, int], scale: float, rat
         grid_h, grid_w = (ratio, ratio) if ratio else (math.ceil(bin_h), math.ceil(bin_w))
         for i in range(size[0]):
             for j in range(size[1]):
-                samples = [interpolate(x[int(image)], y1 + (i + (a + 0.5) / grid_h) * bin_h, x1 + (j + (b + 0.5) / grid_w) * bin_w)
-                           for a in range(grid_h) for b in range(grid_w)]
+                rows = [y1 + (i + (a + 0.5) / grid_h) * bin_h for a in range(grid_h)]
+                columns = [x1 + (j + (b + 0.5) / grid_w) * bin_w for b in range(grid_w)]
+                samples = [interpolate(x[int(image)], row, column) for row in rows for column in columns]
                 if samples:
                     stack = torch.stack(samples)
                     output[r, :, i, j] = stack.mean(0) if mode == "avg" else stack.amax(0)
@@ -60,7 +61,8 @@ def align_loop(x: Tensor, rois: Tensor, size: tuple[int, int], scale: float, rat
 @pytest.mark.parametrize("aligned", [True, False])
 @pytest.mark.parametrize("mode", ["avg", "max"])
 @pytest.mark.parametrize(("ratio", "scale", "size"), [(0, 1.0, (2, 3)), (0, 0.5, (7, 7)), (2, 1.0, (3, 2)), (1, 0.25, (2, 2))])
-def test_roi_align_follows_the_loop(ratio: int, scale: float, size: tuple[int, int], mode: str, aligned: bool, device: str) -> None:
+def test_roi_align_follows_the_loop(ratio: int, scale: float, size: tuple[int, int], mode: str, aligned: bool,
+                                    device: str) -> None:
     x, rois = features(), ROIS.double()
     expected = align_loop(x, rois, size, scale, ratio, mode, aligned)
     torch.testing.assert_close(roi_align(x.to(device), rois.to(device), size, scale, ratio, mode, aligned).cpu(), expected)
@@ -118,10 +120,10 @@ def pool_loop(x: Tensor, rois: Tensor, size: tuple[int, int], scale: float) -> T
             continue
         for i in range(size[0]):
             for j in range(size[1]):
-                rows = [min(max(round_(y1 + k * (y2 - y1) / size[0]), 0), x.shape[2]) for k, round_ in ((i, math.floor), (i + 1, math.ceil))]
-                columns = [min(max(round_(x1 + k * (x2 - x1) / size[1]), 0), x.shape[3])
-                           for k, round_ in ((j, math.floor), (j + 1, math.ceil))]
-                window = x[int(image), :, rows[0]:rows[1], columns[0]:columns[1]].flatten(1)
+                rows = slice(max(math.floor(y1 + i * (y2 - y1) / size[0]), 0), max(math.ceil(y1 + (i + 1) * (y2 - y1) / size[0]), 0))
+                columns = slice(max(math.floor(x1 + j * (x2 - x1) / size[1]), 0),
+                                max(math.ceil(x1 + (j + 1) * (x2 - x1) / size[1]), 0))
+                window = x[int(image), :, rows, columns].flatten(1)
                 if window.shape[1]:
                     output[r, :, i, j] = window.amax(1)
     return output

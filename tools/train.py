@@ -5,8 +5,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mmvit.cli import run_command  # noqa: E402
-from mmvit.engine.commands import add_train_arguments, run_train  # noqa: E402
+from mmvit.cli import run_command
+from mmvit.engine.commands import add_train_arguments, run_train
 
 if __name__ == "__main__":
     sys.exit(run_command(add_train_arguments, run_train, "tools/train.py"))

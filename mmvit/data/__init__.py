@@ -4,7 +4,7 @@ from mmvit.data.annotations import CocoAnnotations, read_coco
 from mmvit.data.classes import COCO_CATEGORY_IDS, COCO_CLASSES, COCO_PALETTE, make_palette, palette_for
 from mmvit.data.coco import CocoDetection, check_dataset
 from mmvit.data.folder import CocoFolder, find_coco_json
-from mmvit.data.images import read_rgb
+from mmvit.data.images import read_image
 from mmvit.data.samplers import ResumableSampler
 from mmvit.data.shapes import ensure_shapes, write_shapes
 from mmvit.data.structures import DataSample
@@ -44,6 +44,6 @@ __all__ = [
     "make_palette",
     "palette_for",
     "read_coco",
-    "read_rgb",
+    "read_image",
     "write_shapes",
 ]

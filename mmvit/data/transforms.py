@@ -20,7 +20,7 @@ from mmengine.structures import InstanceData
 from PIL import Image
 from pycocotools import mask as mask_tools
 
-from mmvit.data.images import read_rgb
+from mmvit.data.images import read_image
 from mmvit.data.structures import DataSample
 from mmvit.errors import UserError
 from mmvit.registry import TRANSFORMS
@@ -30,14 +30,14 @@ _META_KEYS = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor", "f
 
 @TRANSFORMS.register_module()
 class LoadImage:
-    """Reads ``img_path`` into ``img``, uint8 (H, W, 3) RGB in stored orientation (see `read_rgb`).
+    """Reads ``img_path`` into ``img``, uint8 (H, W, 3) RGB in stored orientation (see `read_image`).
 
     Sets ``ori_shape``, ``img_shape`` (h, w), ``scale_factor`` (w, h) and ``flip``. When the sample says the size to expect
     (``height``, ``width``), another size is a `UserError`: its boxes would be wrong.
     """
 
     def __call__(self, sample: dict) -> dict:
-        image = read_rgb(sample["img_path"])
+        image = read_image(sample["img_path"], upright=False)
         height, width = image.shape[:2]
         if "height" in sample and (height, width) != (sample["height"], sample["width"]):
             turned = (width, height) == (sample["height"], sample["width"])

@@ -8,14 +8,19 @@ from typing import Any
 def accepted_arguments(cls: Any) -> set[str] | None:
     """Names of the arguments that class or function `cls` takes; None when that cannot be told.
 
-    A class whose ``__init__`` takes ``**kwargs`` also takes what the next ``__init__`` of its bases does.
+    A class whose ``__init__`` takes ``**kwargs`` also takes what the next ``__init__`` of its bases does; when there is none
+    left, it hands them to something else, and anything may be right.
     """
     if not inspect.isclass(cls):
         signature = inspect.signature(cls)
         return None if _takes_any(signature) else set(signature.parameters)
     names: set[str] = set()
     for base in cls.__mro__:
-        if "__init__" not in vars(base) or base is object:
+        if base.__module__ == "torch.nn.modules.module":  # takes anything, reads nothing
+            break
+        if base is object:
+            return None if names else names
+        if "__init__" not in vars(base):
             continue
         try:
             signature = inspect.signature(vars(base)["__init__"])

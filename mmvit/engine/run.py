@@ -10,7 +10,7 @@ from mmengine.config import Config
 from torch import nn
 
 from mmvit.engine.assembly import assemble
-from mmvit.engine.checkpoint import atomic_text
+from mmvit.engine.checkpoint import atomic_text, last_checkpoint, read_checkpoint
 from mmvit.engine.config import load_config
 from mmvit.engine.log import say, shown
 from mmvit.engine.runner import Runner
@@ -78,15 +78,27 @@ def _sha256(path: Path) -> str:
 
 
 def replay_file(config: str | Path | Config, path: str | Path, **changes: Any) -> int:
-    """Run a saved bad batch with the weights of ``load_from``, or the last of the work dir; returns 0 when it is finite, else 1."""
+    """Run a saved bad batch again, with the weights of ``load_from`` or those under training in the last checkpoint of the work dir.
+
+    Returns 0 when everything is finite, else 1; the losses or the tensor at fault are printed.
+    """
     from mmvit.engine.bad_batches import replay
-    from mmvit.engine.checkpoint import last_checkpoint
     from mmvit.losses import NonFiniteError
+    from mmvit.weights import load_into
     cfg = assemble(config if isinstance(config, Config) else load_config(config), **changes)
-    weights = cfg.get("load_from") or last_checkpoint(cfg.work_dir)
+    cfg.model.pop("backbone_pretrained", None)
     runner = Runner.from_cfg(cfg)
-    if weights is not None:
-        runner.load_checkpoint(str(weights))
+    last = last_checkpoint(cfg.work_dir)
+    if cfg.get("load_from"):
+        runner.load_checkpoint(cfg.load_from)
+    elif last is not None:
+        checkpoint = read_checkpoint(last)
+        average = checkpoint.get("ema_state_dict")  # holds the weights under training, see WarmupEMAHook
+        state = {k.removeprefix("module."): v for k, v in average.items() if k != "steps"} if average else checkpoint["state_dict"]
+        load_into(runner.bare_model, state, source=str(last))
+        say(f"weights under training of {shown(last)}")
+    else:
+        say(f"no checkpoint in {shown(cfg.work_dir)}: the weights are random")
     try:
         losses = replay(runner.bare_model, path)
     except NonFiniteError as error:

@@ -8,16 +8,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mmvit.data.images import read_image
     from mmvit.inference.draw import draw_detections
-    from mmvit.inference.image import read_image
     from mmvit.inference.predictor import Detections, Predictor
 
 __all__ = ["Detections", "Predictor", "draw_detections", "read_image"]
 
-_HOME = {"Detections": "predictor", "Predictor": "predictor", "draw_detections": "draw", "read_image": "image"}
+_HOME = {"Detections": "inference.predictor", "Predictor": "inference.predictor", "draw_detections": "inference.draw", "read_image": "data.images"}
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'mmvit.inference' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"mmvit.inference.{_HOME[name]}"), name)
+    return getattr(importlib.import_module(f"mmvit.{_HOME[name]}"), name)

@@ -135,7 +135,7 @@ class _Job:
                 self._save_picture(source.path, image, detections, seconds)
 
     def _readable(self, sources: Sequence[Source]) -> Iterator[tuple[Source, np.ndarray]]:
-        from mmvit.inference.image import read_image
+        from mmvit.data.images import read_image
         for source in sources:
             try:
                 yield source, read_image(source.path)

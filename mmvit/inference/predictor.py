@@ -16,7 +16,7 @@ from torch import nn
 from mmvit.architectures import create_model, list_models, load_weights
 from mmvit.data import COCO_CATEGORY_IDS, COCO_CLASSES, DataSample, PackDetInputs, Resize
 from mmvit.errors import UserError, did_you_mean
-from mmvit.inference.image import ImageLike, read_image
+from mmvit.data.images import ImageLike, read_image
 from mmvit.inference.trained import build_model, recorded_config, recorded_resize
 from mmvit.weights import load_checkpoint, resolve
 from mmvit.weights.catalogue import is_published, published
