@@ -6,6 +6,7 @@ python tools/test.py configs/rtdetr_shapes.py work_dirs/rtdetr_shapes/best.pth
 Expected: box AP at least 0.50 on the 200 validation pictures, measured at the end of the command.
 Cost: about 10 minutes on 2 CPU cores.
 """
+
 _base_ = ["_base_/runtime.py", "_base_/coco_detection.py"]
 
 _size = (160, 160)

@@ -1,16 +1,21 @@
 """RT-DETRv2-HGNetv2-L on COCO.
 
-python tools/train.py configs/rtdetrv2_hgnetv2_l.py                                                          # one GPU
-torchrun --nproc-per-node 4 tools/train.py configs/rtdetrv2_hgnetv2_l.py --launcher pytorch                  # as published
+python tools/train.py configs/rtdetrv2_hgnetv2_l.py  # one GPU
+torchrun --nproc-per-node 4 tools/train.py configs/rtdetrv2_hgnetv2_l.py --launcher pytorch  # as published
 python tools/test.py configs/rtdetrv2_hgnetv2_l.py rtdetrv2_hgnetv2_l
 
 Expected: box AP 52.9 (AP50 71.5), 72 epochs, official repository (lyuwenyu/RT-DETR).
 Cost: 4 GPUs with 4 images each, fp16.
 """
+
 _base_ = "_base_/rtdetrv2.py"
 
 model = dict(arch="v2_hgnetv2_l")
-optim_wrapper = dict(paramwise_cfg=dict(rules=[
-    dict(pattern=r"^backbone\.(?!.*norm)", lr=5e-6),
-    dict(pattern=r"^(neck|head)\..*norm", weight_decay=0.0),
-]))
+optim_wrapper = dict(
+    paramwise_cfg=dict(
+        rules=[
+            dict(pattern=r"^backbone\.(?!.*norm)", lr=5e-6),
+            dict(pattern=r"^(neck|head)\..*norm", weight_decay=0.0),
+        ]
+    )
+)

@@ -1,9 +1,11 @@
 """Started by test_engine_distributed.py in every process: ``ddp_run.py DATA OUT``, alone or under torchrun."""
+
 from __future__ import annotations
 
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -54,10 +56,22 @@ class SignalToSecond(Hook):
 
 
 def config(data: Path, work_dir: Path, batch: int):
-    options = ("optim_wrapper.optimizer={'type': 'SGD', 'lr': 1.0}", "optim_wrapper.clip_grad=None", "param_scheduler=None",
-               "model.head={'num_denoising': 0}", "default_hooks.ema=None")
-    cfg = tiny_config(data, work_dir, options=options, epochs=1, batch_size=batch, auto_scale_lr=False,
-                      launcher="pytorch" if DISTRIBUTED else "none")
+    options = (
+        "optim_wrapper.optimizer={'type': 'SGD', 'lr': 1.0}",
+        "optim_wrapper.clip_grad=None",
+        "param_scheduler=None",
+        "model.head={'num_denoising': 0}",
+        "default_hooks.ema=None",
+    )
+    cfg = tiny_config(
+        data,
+        work_dir,
+        options=options,
+        epochs=1,
+        batch_size=batch,
+        auto_scale_lr=False,
+        launcher="pytorch" if DISTRIBUTED else "none",
+    )
     cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
     cfg.default_hooks.checkpoint = None
     return cfg
@@ -76,16 +90,17 @@ def main() -> None:
 
         def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
             gradients = {name: self.before[name] - p.detach() for name, p in runner.bare_model.named_parameters()}
-            torch.save(dict(gradients=gradients, images=[s.img_id for s in data_batch["data_samples"]]), out / f"step_{world}_{RANK}.pth")
+            torch.save(
+                dict(gradients=gradients, images=[s.img_id for s in data_batch["data_samples"]]),
+                out / f"step_{world}_{RANK}.pth",
+            )
             raise KeyboardInterrupt
 
     runner = Runner.from_cfg(config(data, out / f"step{world}", 4 // world))
     runner.register_hook(FixedNorms())
     runner.register_hook(OneStep(), priority="LOWEST")
-    try:
+    with suppress(KeyboardInterrupt):
         runner.train()
-    except KeyboardInterrupt:
-        pass
     if not DISTRIBUTED:
         return
 

@@ -1,4 +1,5 @@
 """What the engine's tests share: small data, a small config, and comparison of checkpoints."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -19,7 +20,9 @@ def tiny_data(folder: Path, train: int = 14, val: int = 4) -> Path:
     return ensure_shapes(folder / "shapes", train=train, val=val, size=64)
 
 
-def tiny_config(data: Path, work_dir: Path, options: tuple[str, ...] = (), config: str = "rtdetr_shapes", **changes: Any) -> Config:
+def tiny_config(
+    data: Path, work_dir: Path, options: tuple[str, ...] = (), config: str = "rtdetr_shapes", **changes: Any
+) -> Config:
     """The shapes recipe with the debug network at 64 x 64, batch 4, no worker processes."""
     cfg = load_config(CONFIGS / f"{config}.py")
     cfg.model.arch = "debug"

@@ -1,4 +1,5 @@
 """Configs: all of them build; keys that nothing reads, classes that disagree and data that is missing are explained."""
+
 from __future__ import annotations
 
 import json
@@ -13,12 +14,20 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 
 from mmvit.architectures import RTDETR
-from mmvit.engine import Runner, apply_options, assemble, check_config, load_config, test as evaluate
+from mmvit.engine import Runner, apply_options, assemble, check_config, load_config
+from mmvit.engine import test as evaluate
 from mmvit.errors import UserError
 
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.py"))
-SIZES = dict(rtdetr_r18=20_184_464, rtdetr_r34=31_441_668, rtdetr_r50m=36_593_772, rtdetr_r50=42_891_372, rtdetr_r101=76_556_268,
-             rtdetrv2_r18=20_184_464, rtdetrv2_r50=42_891_372)  # measured on the official networks
+SIZES = dict(
+    rtdetr_r18=20_184_464,
+    rtdetr_r34=31_441_668,
+    rtdetr_r50m=36_593_772,
+    rtdetr_r50=42_891_372,
+    rtdetr_r101=76_556_268,
+    rtdetrv2_r18=20_184_464,
+    rtdetrv2_r50=42_891_372,
+)  # measured on the official networks
 
 
 @pytest.fixture(scope="module")
@@ -33,18 +42,33 @@ def test_config_is_complete_documented_and_builds(name, data, tmp_path):
     cfg = assemble(load_config(CONFIGS / f"{name}.py"), data=data, work_dir=tmp_path, device="cpu")
     assert cfg.model.num_classes == 8
     with torch.device("meta"):
-        model = RTDETR(**{k: v for k, v in load_config(CONFIGS / f"{name}.py").model.items()
-                          if k not in ("type", "backbone_pretrained", "data_preprocessor")})
+        model = RTDETR(
+            **{
+                k: v
+                for k, v in load_config(CONFIGS / f"{name}.py").model.items()
+                if k not in ("type", "backbone_pretrained", "data_preprocessor")
+            }
+        )
     if name in SIZES:
         assert sum(p.numel() for p in model.parameters()) == SIZES[name]
 
 
-@pytest.mark.parametrize(("name", "epochs", "stop", "backbone_lr", "scales"), [
-    ("rtdetr_r18", 72, None, 1e-5, 13), ("rtdetr_r50", 72, None, 1e-5, 13), ("rtdetr_r101", 72, None, 1e-6, 13),
-    ("rtdetrv2_r18", 120, 117, None, 0), ("rtdetrv2_r34", 120, 117, 5e-5, 13), ("rtdetrv2_r50m", 84, 81, 1e-5, 13),
-    ("rtdetrv2_r50", 72, 71, 1e-5, 13), ("rtdetrv2_r101", 72, 71, 1e-6, 13), ("rtdetrv2_r18_dsp", 36, 33, None, 0),
-    ("rtdetrv2_r50_dsp", 12, 10, 1e-5, 13), ("rtdetrv2_hgnetv2_l", 72, 71, 5e-6, 13),
-])
+@pytest.mark.parametrize(
+    ("name", "epochs", "stop", "backbone_lr", "scales"),
+    [
+        ("rtdetr_r18", 72, None, 1e-5, 13),
+        ("rtdetr_r50", 72, None, 1e-5, 13),
+        ("rtdetr_r101", 72, None, 1e-6, 13),
+        ("rtdetrv2_r18", 120, 117, None, 0),
+        ("rtdetrv2_r34", 120, 117, 5e-5, 13),
+        ("rtdetrv2_r50m", 84, 81, 1e-5, 13),
+        ("rtdetrv2_r50", 72, 71, 1e-5, 13),
+        ("rtdetrv2_r101", 72, 71, 1e-6, 13),
+        ("rtdetrv2_r18_dsp", 36, 33, None, 0),
+        ("rtdetrv2_r50_dsp", 12, 10, 1e-5, 13),
+        ("rtdetrv2_hgnetv2_l", 72, 71, 5e-6, 13),
+    ],
+)
 def test_published_recipes(name, epochs, stop, backbone_lr, scales):
     cfg = load_config(CONFIGS / f"{name}.py")
     v2 = "v2" in name
@@ -60,36 +84,61 @@ def test_published_recipes(name, epochs, stop, backbone_lr, scales):
 
 
 def test_warm_up_is_linear_from_the_first_step(data, tmp_path):
-    cfg = tiny_config(data, tmp_path, options=("param_scheduler=[{'type': 'LinearLR', 'start_factor': 0.25, 'by_epoch': False, 'end': 4}]",),
-                      auto_scale_lr=False)
+    cfg = tiny_config(
+        data,
+        tmp_path,
+        options=("param_scheduler=[{'type': 'LinearLR', 'start_factor': 0.25, 'by_epoch': False, 'end': 4}]",),
+        auto_scale_lr=False,
+    )
     rates = []
     runner = Runner.from_cfg(cfg)
     step = runner.model.train_step
-    runner.model.train_step = lambda *args, **kwargs: (rates.append(runner.optim_wrapper.param_groups[0]["lr"]), step(*args, **kwargs))[1]
+    runner.model.train_step = lambda *args, **kwargs: (
+        rates.append(runner.optim_wrapper.param_groups[0]["lr"]),
+        step(*args, **kwargs),
+    )[1]
     runner.train()
     assert rates == pytest.approx([0.00025, 0.0005, 0.00075, 0.001, 0.001, 0.001])
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (dict(trian_cfg=dict()), "'trian_cfg': nothing reads it. Did you mean 'train_cfg'"),
-    (dict(model=dict(num_clases=3)), "model.num_clases: RTDETR does not read it. Did you mean 'num_classes'"),
-    (dict(model=dict(type="RTDTR")), "model.type: no model is called 'RTDTR'. Did you mean 'RTDETR'"),
-    (dict(model=dict(data_preprocessor=dict(divisior=32))), "model.data_preprocessor.divisior: .*Did you mean 'divisor'"),
-    (dict(train_dataloader=dict(batchsize=3)), "train_dataloader.batchsize: nothing reads it. Did you mean 'batch_size'"),
-    (dict(train_dataloader=dict(dataset=dict(anno_file="x"))), "train_dataloader.dataset.anno_file: .*Did you mean 'ann_file'"),
-    (dict(train_dataloader=dict(sampler=dict(shufle=True))), "sampler.shufle: ResumableSampler .*Did you mean 'shuffle'"),
-    (dict(train_cfg=dict(max_epoch=3)), "train_cfg.max_epoch: EpochTrainLoop .*Did you mean 'max_epochs'"),
-    (dict(optim_wrapper=dict(optimizer=dict(wieght_decay=0))), "optimizer.wieght_decay: AdamW .*Did you mean 'weight_decay'"),
-    (dict(optim_wrapper=dict(clip_gard=dict(max_norm=1))), "optim_wrapper.clip_gard: AmpWrapper .*Did you mean 'clip_grad'"),
-    (dict(optim_wrapper=dict(constructor="ParamRulesConstructor")), "optim_wrapper.constructor.* Did you mean 'ParamRuleConstructor'"),
-    (dict(optim_wrapper=dict(paramwise_cfg=dict(rule=[]))), "paramwise_cfg.rule: .*Did you mean 'rules'"),
-    (dict(default_hooks=dict(ema=dict(warmup=3))), "default_hooks.ema.warmup: WarmupEMAHook .*Did you mean 'warmups'"),
-    (dict(default_hooks=dict(mine=dict(type="CurvHook"))), "default_hooks.mine.type: .*Did you mean 'CurveHook'"),
-    (dict(val_evaluator=dict(annfile="x")), "val_evaluator.annfile: CocoBoxMetric .*Did you mean 'ann_file'"),
-    (dict(param_scheduler=[dict(type="LinearLR", start_facter=1)]), r"param_scheduler\[0\].start_facter: .*Did you mean 'start_factor'"),
-    (dict(env_cfg=dict(cudnn_benchmrk=True)), "env_cfg.cudnn_benchmrk: .*Did you mean 'cudnn_benchmark'"),
-    (dict(auto_scale_lr=dict(base_batchsize=1)), "auto_scale_lr.base_batchsize: .*Did you mean 'base_batch_size'"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(trian_cfg=dict()), "'trian_cfg': nothing reads it. Did you mean 'train_cfg'"),
+        (dict(model=dict(num_clases=3)), "model.num_clases: RTDETR does not read it. Did you mean 'num_classes'"),
+        (dict(model=dict(type="RTDTR")), "model.type: no model is called 'RTDTR'. Did you mean 'RTDETR'"),
+        (dict(model=dict(data_preprocessor=dict(divisior=32))), "model.data_preprocessor.divisior: .*Did you mean 'divisor'"),
+        (dict(train_dataloader=dict(batchsize=3)), "train_dataloader.batchsize: nothing reads it. Did you mean 'batch_size'"),
+        (
+            dict(train_dataloader=dict(dataset=dict(anno_file="x"))),
+            "train_dataloader.dataset.anno_file: .*Did you mean 'ann_file'",
+        ),
+        (dict(train_dataloader=dict(sampler=dict(shufle=True))), "sampler.shufle: ResumableSampler .*Did you mean 'shuffle'"),
+        (dict(train_cfg=dict(max_epoch=3)), "train_cfg.max_epoch: EpochTrainLoop .*Did you mean 'max_epochs'"),
+        (
+            dict(optim_wrapper=dict(optimizer=dict(wieght_decay=0))),
+            "optimizer.wieght_decay: AdamW .*Did you mean 'weight_decay'",
+        ),
+        (
+            dict(optim_wrapper=dict(clip_gard=dict(max_norm=1))),
+            "optim_wrapper.clip_gard: AmpWrapper .*Did you mean 'clip_grad'",
+        ),
+        (
+            dict(optim_wrapper=dict(constructor="ParamRulesConstructor")),
+            "optim_wrapper.constructor.* Did you mean 'ParamRuleConstructor'",
+        ),
+        (dict(optim_wrapper=dict(paramwise_cfg=dict(rule=[]))), "paramwise_cfg.rule: .*Did you mean 'rules'"),
+        (dict(default_hooks=dict(ema=dict(warmup=3))), "default_hooks.ema.warmup: WarmupEMAHook .*Did you mean 'warmups'"),
+        (dict(default_hooks=dict(mine=dict(type="CurvHook"))), "default_hooks.mine.type: .*Did you mean 'CurveHook'"),
+        (dict(val_evaluator=dict(annfile="x")), "val_evaluator.annfile: CocoBoxMetric .*Did you mean 'ann_file'"),
+        (
+            dict(param_scheduler=[dict(type="LinearLR", start_facter=1)]),
+            r"param_scheduler\[0\].start_facter: .*Did you mean 'start_factor'",
+        ),
+        (dict(env_cfg=dict(cudnn_benchmrk=True)), "env_cfg.cudnn_benchmrk: .*Did you mean 'cudnn_benchmark'"),
+        (dict(auto_scale_lr=dict(base_batchsize=1)), "auto_scale_lr.base_batchsize: .*Did you mean 'base_batch_size'"),
+    ],
+)
 def test_key_that_nothing_reads(change, message):
     cfg = load_config(CONFIGS / "rtdetrv2_r50.py")
     cfg.merge_from_dict(change)
@@ -118,17 +167,20 @@ def test_mmengine_parts_pass():
     check_config(cfg)
 
 
-@pytest.mark.parametrize(("option", "message"), [
-    ("model.archh='debug'", "model.archh: RTDETR .*Did you mean 'arch'"),
-    ("modle.arch=debug", "the config has no 'modle'. Did you mean 'model'"),
-    ("train_cfg.max_epochs.x=3", "train_cfg.max_epochs is 72, which has no parts"),
-    ("train_dataloader.datset.ann_file=x", "train_dataloader has no 'datset'. Did you mean 'dataset'"),
-    ("train_dataloader.batchsize=2", "train_dataloader has no 'batchsize'. Did you mean 'batch_size'"),
-    ("train_dataloader.dataset.pipeline.99.p=0", "entries 0 to 9, not '99'"),
-    ("optim_wrapper.paramwise_cfg.rules.0.lrr=1", "rules.0 has no 'lrr'. Did you mean 'lr'"),
-    ("batch_size", "not of the form"),
-    ("work_dirr=x", "'work_dirr': nothing reads it. Did you mean 'work_dir'"),
-])
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("model.archh='debug'", "model.archh: RTDETR .*Did you mean 'arch'"),
+        ("modle.arch=debug", "the config has no 'modle'. Did you mean 'model'"),
+        ("train_cfg.max_epochs.x=3", "train_cfg.max_epochs is 72, which has no parts"),
+        ("train_dataloader.datset.ann_file=x", "train_dataloader has no 'datset'. Did you mean 'dataset'"),
+        ("train_dataloader.batchsize=2", "train_dataloader has no 'batchsize'. Did you mean 'batch_size'"),
+        ("train_dataloader.dataset.pipeline.99.p=0", "entries 0 to 9, not '99'"),
+        ("optim_wrapper.paramwise_cfg.rules.0.lrr=1", "rules.0 has no 'lrr'. Did you mean 'lr'"),
+        ("batch_size", "not of the form"),
+        ("work_dirr=x", "'work_dirr': nothing reads it. Did you mean 'work_dir'"),
+    ],
+)
 def test_option_with_a_path_that_does_not_exist(option, message):
     with pytest.raises(UserError, match=message):
         apply_options(load_config(CONFIGS / "rtdetr_r50.py"), [option])
@@ -136,9 +188,19 @@ def test_option_with_a_path_that_does_not_exist(option, message):
 
 def test_options_are_applied():
     cfg = load_config(CONFIGS / "rtdetr_r50.py")
-    apply_options(cfg, ["model.top=100", "train_dataloader.dataset.pipeline.4.p=0.25", "optim_wrapper.optimizer.betas=(0.8,0.9)",
-                        "train_dataloader.prefetch_factor=4", "model.head={'num_queries': 50}", "find_unused_parameters=true",
-                        "optim_wrapper.accumulative_counts=2", "work_dir=a/b=c"])
+    apply_options(
+        cfg,
+        [
+            "model.top=100",
+            "train_dataloader.dataset.pipeline.4.p=0.25",
+            "optim_wrapper.optimizer.betas=(0.8,0.9)",
+            "train_dataloader.prefetch_factor=4",
+            "model.head={'num_queries': 50}",
+            "find_unused_parameters=true",
+            "optim_wrapper.accumulative_counts=2",
+            "work_dir=a/b=c",
+        ],
+    )
     assert cfg.model.top == 100 and cfg.train_dataloader.dataset.pipeline[4].p == 0.25
     assert cfg.optim_wrapper.optimizer.betas == (0.8, 0.9) and cfg.train_dataloader.prefetch_factor == 4
     assert cfg.model.head.num_queries == 50 and cfg.find_unused_parameters is True
@@ -153,7 +215,8 @@ def test_config_files_that_cannot_be_read(tmp_path):
         load_config(tmp_path / "bad.py")
 
 
-# -- assembly ---------------------------------------------------------------------------------------------------------------------------
+# -- assembly --------------------------------------------------------------------------------------
+
 
 def test_missing_coco_says_what_to_put_where(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
@@ -162,10 +225,20 @@ def test_missing_coco_says_what_to_put_where(monkeypatch, tmp_path):
 
 
 def test_short_forms(data, tmp_path):
-    cfg = assemble(load_config(CONFIGS / "rtdetrv2_r50.py"), data=data, work_dir=tmp_path, size=320, epochs=10, batch_size=2, lr=2e-4,
-                   workers=0, device="cpu", seed=5)
+    cfg = assemble(
+        load_config(CONFIGS / "rtdetrv2_r50.py"),
+        data=data,
+        work_dir=tmp_path,
+        size=320,
+        epochs=10,
+        batch_size=2,
+        lr=2e-4,
+        workers=0,
+        device="cpu",
+        seed=5,
+    )
     assert [step["size"] for step in cfg.train_dataloader.dataset.pipeline if step["type"] == "Resize"] == [(320, 320)]
-    assert cfg.model.data_preprocessor.multi_scale == [256, 256, 256, 288, 320, 320, 320, 320, 320, 352, 384, 384, 416]
+    assert cfg.model.data_preprocessor.multi_scale == [256, 256, 288, 288, 320, 320, 320, 320, 352, 352, 384, 384, 416]
     assert cfg.train_cfg.max_epochs == 10 and cfg.default_hooks.stop_augmentation.epoch == 9
     assert cfg.optim_wrapper.optimizer.lr == 2e-4 and cfg.optim_wrapper.paramwise_cfg.rules[0].lr == pytest.approx(2e-5)
     assert cfg.train_dataloader.num_workers == 0 and not cfg.train_dataloader.persistent_workers
@@ -173,16 +246,19 @@ def test_short_forms(data, tmp_path):
     assert cfg.randomness.seed == 5 and cfg.env_cfg.dist_cfg.backend == "gloo"
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    (dict(backbone="presnet_50"), "no backbone 'presnet_50'. Did you mean 'presnet_50vd'"),
-    (dict(size=100), "--size 100: .*multiple of 32"),
-    (dict(batch_size=0), "--batch-size 0"),
-    (dict(device="gpu"), "--device 'gpu' is not a device"),
-    (dict(resume=True, load_from="x"), "--resume and --load-from exclude each other"),
-    (dict(resume="nowhere.pth"), "no checkpoint nowhere.pth"),
-    (dict(data="nowhere"), "nowhere: no such folder"),
-    (dict(options=["model.num_classes=3"]), "model.num_classes=3 in the config, but .* has 8 classes"),
-])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(backbone="presnet_50"), "no backbone 'presnet_50'. Did you mean 'presnet_50vd'"),
+        (dict(size=100), "--size 100: .*multiple of 32"),
+        (dict(batch_size=0), "--batch-size 0"),
+        (dict(device="gpu"), "--device 'gpu' is not a device"),
+        (dict(resume=True, load_from="x"), "--resume and --load-from exclude each other"),
+        (dict(resume="nowhere.pth"), "no checkpoint nowhere.pth"),
+        (dict(data="nowhere"), "nowhere: no such folder"),
+        (dict(options=["model.num_classes=3"]), "model.num_classes=3 in the config, but .* has 8 classes"),
+    ],
+)
 def test_wishes_that_cannot_be_met(data, tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         assemble(load_config(CONFIGS / "rtdetr_r50.py"), **(dict(data=data, work_dir=tmp_path, device="cpu") | changes))
@@ -198,7 +274,9 @@ def test_weights_of_other_classes_need_to_be_asked_for(data, tmp_path):
     train(tiny_config(data, tmp_path / "eight", epochs=1))
     best = tmp_path / "eight" / "best.pth"
     two = ("train_dataloader.dataset.classes=('circle','moon')",)
-    with pytest.raises(UserError, match="best.pth has 8 classes, the data set has 2; class 1 is 'triangle'.*'moon'.*--new-classes"):
+    with pytest.raises(
+        UserError, match="best.pth has 8 classes, the data set has 2; class 1 is 'triangle'.*'moon'.*--new-classes"
+    ):
         train(tiny_config(data, tmp_path / "two", epochs=1, options=two, load_from=best))
     runner = Runner.from_cfg(tiny_config(data, tmp_path / "two", epochs=1, options=two, load_from=best, new_classes=True))
     loaded = {}
@@ -252,7 +330,12 @@ def test_own_data_with_any_category_ids(tmp_path, data, ids):
 def test_config_without_base_trains(tmp_path, data):
     """A config of one's own, with MMEngine's loop and hooks left out."""
     cfg = tiny_config(data, tmp_path, epochs=1)
-    bare = Config({key: cfg[key] for key in ("model", "train_dataloader", "optim_wrapper", "train_cfg", "default_scope", "work_dir", "device")})
+    bare = Config(
+        {
+            key: cfg[key]
+            for key in ("model", "train_dataloader", "optim_wrapper", "train_cfg", "default_scope", "work_dir", "device")
+        }
+    )
     check_config(bare)
     assert train(bare).iter == 3
 
@@ -268,6 +351,8 @@ def test_commands_explain_themselves(script, tmp_path):
 
 
 def test_arguments_import_nothing_heavy():
-    code = ("import sys, mmvit.engine.commands; heavy = {'torch', 'mmengine', 'cv2', 'numpy', 'matplotlib'} & set(sys.modules); "
-            "sys.exit(str(heavy) if heavy else 0)")
+    code = (
+        "import sys, mmvit.engine.commands; heavy = {'torch', 'mmengine', 'cv2', 'numpy', 'matplotlib'} & set(sys.modules); "
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

@@ -1,4 +1,5 @@
 """Two processes on the CPU (gloo, started by torchrun) do what one process does with the joint batch."""
+
 from __future__ import annotations
 
 import os
@@ -17,11 +18,18 @@ def run(tmp_path_factory) -> tuple[Path, str]:
     out = tmp_path_factory.mktemp("ddp")
     data = tiny_data(out)
     script = [str(ROOT / "tests" / "ddp_run.py"), str(data), str(out)]
-    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")} | dict(OMP_NUM_THREADS="1")
+    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")} | dict(
+        OMP_NUM_THREADS="1"
+    )
     alone = subprocess.run([sys.executable, *script], env=environment, capture_output=True, text=True, timeout=120)
     assert alone.returncode == 0, alone.stderr
-    both = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *script],
-                          env=environment, capture_output=True, text=True, timeout=180)
+    both = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *script],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
     assert both.returncode == 0, both.stderr[-3000:]
     return out, both.stdout
 

@@ -1,4 +1,5 @@
 """A run that is cut and resumed is the run that was not cut."""
+
 from __future__ import annotations
 
 import os
@@ -52,13 +53,16 @@ def interrupted(cfg, hook: Hook) -> Interrupted:
     return stop.value
 
 
-@pytest.mark.parametrize(("workers", "cut", "options"), [
-    (0, 4, AUGMENTED),  # batch 1 of epoch 1
-    (2, 4, (*AUGMENTED, "train_dataloader.persistent_workers=True")),
-    (0, 2, AUGMENTED),  # end of epoch 0
-    (0, 7, AUGMENTED),  # after the end of augmentation
-    (0, 3, ("optim_wrapper.accumulative_counts=2",)),  # the window is finished first
-])
+@pytest.mark.parametrize(
+    ("workers", "cut", "options"),
+    [
+        (0, 4, AUGMENTED),  # batch 1 of epoch 1
+        (2, 4, (*AUGMENTED, "train_dataloader.persistent_workers=True")),
+        (0, 2, AUGMENTED),  # end of epoch 0
+        (0, 7, AUGMENTED),  # after the end of augmentation
+        (0, 3, ("optim_wrapper.accumulative_counts=2",)),  # the window is finished first
+    ],
+)
 def test_cut_and_resumed_run_equals_the_whole_run(tmp_path, data, workers, cut, options):
     changes = dict(options=options, epochs=3, workers=workers)
     whole = train(tiny_config(data, tmp_path / "whole", **changes))
@@ -74,7 +78,10 @@ def test_cut_and_resumed_run_equals_the_whole_run(tmp_path, data, workers, cut, 
     a, b = (read_checkpoint(tmp_path / run / "epoch_3.pth") for run in ("whole", "cut"))
     assert not same({part: a[part] for part in PARTS}, {part: b[part] for part in PARTS})
     assert a["ema_state_dict"]["steps"] == (9 if "optim_wrapper.accumulative_counts=2" not in options else 5)
-    curves = [[line for line in (tmp_path / run / "scalars.json").read_text().splitlines() if "coco" in line] for run in ("whole", "cut")]
+    curves = [
+        [line for line in (tmp_path / run / "scalars.json").read_text().splitlines() if "coco" in line]
+        for run in ("whole", "cut")
+    ]
     assert curves[0] == curves[1]
 
 
@@ -109,20 +116,46 @@ def _validations(runner: Runner) -> list[dict]:
 
 
 def test_second_signal_kills(tmp_path, data):
-    code = ("import sys; sys.path.insert(0, sys.argv[1]); from engine_tools import *; from test_engine_resume import SignalAt; import signal\n"
-            "r = Runner.from_cfg(tiny_config(Path(sys.argv[2]), Path(sys.argv[3])))\n"
-            "r.register_hook(SignalAt(1, signum=signal.SIGINT)); r.register_hook(SignalAt(1, signum=signal.SIGINT)); r.train()")
-    done = subprocess.run([sys.executable, "-c", code, str(ROOT / "tests"), str(data), str(tmp_path)], capture_output=True, timeout=120)
+    code = (
+        "import signal, sys; sys.path.insert(0, sys.argv[1]); from engine_tools import *\n"
+        "from test_engine_resume import Path, Runner, SignalAt\n"
+        "r = Runner.from_cfg(tiny_config(Path(sys.argv[2]), Path(sys.argv[3])))\n"
+        "r.register_hook(SignalAt(1, signum=signal.SIGINT)); r.register_hook(SignalAt(1, signum=signal.SIGINT)); r.train()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(ROOT / "tests"), str(data), str(tmp_path)], capture_output=True, timeout=120
+    )
     assert done.returncode == -signal.SIGINT
     assert not list(tmp_path.glob("interrupt_*"))
 
 
 def test_command_stops_on_sigterm_and_resumes(tmp_path, data):
-    command = [sys.executable, str(ROOT / "tools/train.py"), str(ROOT / "configs/rtdetr_shapes.py"), "--data", str(data), "--work-dir",
-               str(tmp_path / "run"), "--size", "64", "--batch-size", "4", "--workers", "0", "--seed", "3", "--device", "cpu",
-               "--cfg-options", "model.arch=debug", "default_hooks.progress.seconds=0"]
+    command = [
+        sys.executable,
+        str(ROOT / "tools/train.py"),
+        str(ROOT / "configs/rtdetr_shapes.py"),
+        "--data",
+        str(data),
+        "--work-dir",
+        str(tmp_path / "run"),
+        "--size",
+        "64",
+        "--batch-size",
+        "4",
+        "--workers",
+        "0",
+        "--seed",
+        "3",
+        "--device",
+        "cpu",
+        "--cfg-options",
+        "model.arch=debug",
+        "default_hooks.progress.seconds=0",
+    ]
     environment = dict(os.environ, OMP_NUM_THREADS="1")
-    process = subprocess.Popen([*command, "--epochs", "4000"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    process = subprocess.Popen(
+        [*command, "--epochs", "4000"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
     lines = []
     for line in process.stdout:
         lines.append(line)
@@ -133,8 +166,13 @@ def test_command_stops_on_sigterm_and_resumes(tmp_path, data):
     assert process.wait(timeout=60) == 143
     assert "--resume" in "".join(lines[-3:])
     iteration = read_checkpoint(last_checkpoint(tmp_path / "run"))["meta"]["iter"]
-    done = subprocess.run([*command, "--epochs", str(iteration // 3 + 1), "--resume"], capture_output=True, text=True, env=environment,
-                          timeout=120)
+    done = subprocess.run(
+        [*command, "--epochs", str(iteration // 3 + 1), "--resume"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     assert f"iteration {iteration} of" in done.stdout and "(measured on 4 validation images" in done.stdout
 
@@ -158,7 +196,7 @@ def test_resume_refuses_other_data_seed_and_network(tmp_path, data):
 def test_damaged_checkpoint_is_named(tmp_path, data):
     train(tiny_config(data, tmp_path, epochs=1))
     whole = (tmp_path / "epoch_1.pth").read_bytes()
-    for content in (whole[:len(whole) // 2], b"", b"not a checkpoint"):
+    for content in (whole[: len(whole) // 2], b"", b"not a checkpoint"):
         (tmp_path / "epoch_1.pth").write_bytes(content)
         with pytest.raises(UserError, match="epoch_1.pth cannot be read"):
             train(tiny_config(data, tmp_path, resume=True))
@@ -184,9 +222,11 @@ def test_moved_work_dir_is_resumed(tmp_path, data):
 def test_killed_save_leaves_the_old_checkpoint(tmp_path):
     path = tmp_path / "epoch_1.pth"
     atomic_save(dict(value=torch.arange(5)), path)
-    code = ("import os, sys, torch; from mmvit.engine import checkpoint\n"
-            "def cut(obj, file): file.write(b'half'); file.flush(); os._exit(9)\n"
-            "torch.save = cut; checkpoint.atomic_save(dict(value=torch.zeros(5)), sys.argv[1])")
+    code = (
+        "import os, sys, torch; from mmvit.engine import checkpoint\n"
+        "def cut(obj, file): file.write(b'half'); file.flush(); os._exit(9)\n"
+        "torch.save = cut; checkpoint.atomic_save(dict(value=torch.zeros(5)), sys.argv[1])"
+    )
     assert subprocess.run([sys.executable, "-c", code, str(path)], timeout=60).returncode == 9
     assert read_checkpoint(path)["value"].tolist() == [0, 1, 2, 3, 4]
     assert len(list(tmp_path.iterdir())) == 2

@@ -1,4 +1,5 @@
 """Optimizer rules, averages, precision, skipped steps, augmentation that ends, and what a run leaves behind."""
+
 from __future__ import annotations
 
 import json
@@ -25,7 +26,8 @@ def data(tmp_path_factory) -> Path:
     return tiny_data(tmp_path_factory.mktemp("data"))
 
 
-# -- average ----------------------------------------------------------------------------------------------------------------------
+# -- average ---------------------------------------------------------------------------------------
+
 
 def test_ema_follows_the_formula():
     torch.manual_seed(0)
@@ -61,11 +63,14 @@ def test_validation_and_checkpoint_use_the_average(tmp_path, data):
     runner.train()
     saved = read_checkpoint(tmp_path / "epoch_1.pth")
     assert not same(seen["val"], saved["state_dict"])
-    assert not same(seen["train"], {key.removeprefix("module."): v for key, v in saved["ema_state_dict"].items() if key != "steps"})
+    assert not same(
+        seen["train"], {key.removeprefix("module."): v for key, v in saved["ema_state_dict"].items() if key != "steps"}
+    )
     assert same(seen["train"], seen["val"])
 
 
-# -- optimizer groups -----------------------------------------------------------------------------------------------------------------
+# -- optimizer groups ------------------------------------------------------------------------------
+
 
 def groups_of(config: str) -> dict[str, tuple[float, float]]:
     """name -> (lr, weight decay) for the network of a config, on the meta device."""
@@ -113,10 +118,16 @@ def test_rules_of_v2():
 
 @pytest.mark.parametrize("config", ["rtdetr_r18", "rtdetr_r34", "rtdetr_r50", "rtdetr_r50m"])
 def test_published_patterns_on_official_names_give_the_same_groups(config):
-    small = [("^(?=.*backbone)(?=.*norm).*$", 1e-5, 0.0), ("^(?=.*backbone)(?!.*norm).*$", 1e-5, None),
-             ("^(?=.*(?:encoder|decoder))(?=.*(?:norm|bias)).*$", None, 0.0)]
-    base = [("backbone", 1e-5, None), ("^(?=.*encoder(?=.*bias|.*norm.*weight)).*$", None, 0.0),
-            ("^(?=.*decoder(?=.*bias|.*norm.*weight)).*$", None, 0.0)]
+    small = [
+        ("^(?=.*backbone)(?=.*norm).*$", 1e-5, 0.0),
+        ("^(?=.*backbone)(?!.*norm).*$", 1e-5, None),
+        ("^(?=.*(?:encoder|decoder))(?=.*(?:norm|bias)).*$", None, 0.0),
+    ]
+    base = [
+        ("backbone", 1e-5, None),
+        ("^(?=.*encoder(?=.*bias|.*norm.*weight)).*$", None, 0.0),
+        ("^(?=.*decoder(?=.*bias|.*norm.*weight)).*$", None, 0.0),
+    ]
     rules = small if config in ("rtdetr_r18", "rtdetr_r34") else base
     for name, ours in groups_of(config).items():
         official = re.sub(r"^neck\.(input_proj\.\d)\.conv", r"encoder.\1.0", name)
@@ -135,13 +146,16 @@ def test_rule_errors():
     ParamRuleConstructor(dict(optimizer=optimizer), dict(rules=[dict(pattern="backbone", optional=True)])).groups(model)
     with pytest.raises(UserError, match="decay_mul: nothing reads this key. Did you mean 'decay_mult'"):
         ParamRuleConstructor(dict(optimizer=optimizer), dict(rules=[dict(pattern="bias", decay_mul=0)]))
-    groups = ParamRuleConstructor(dict(optimizer=optimizer), dict(rules=[dict(pattern="bias", lr_mult=0.1, decay_mult=0)])).groups(model)
+    groups = ParamRuleConstructor(
+        dict(optimizer=optimizer), dict(rules=[dict(pattern="bias", lr_mult=0.1, decay_mult=0)])
+    ).groups(model)
     assert [(g["lr"], g["weight_decay"], g["names"]) for g in groups] == [(1.0, 0.5, ["0.weight"]), (0.1, 0.0, ["0.bias"])]
     with pytest.raises(UserError, match="no trainable parameter"):
         ParamRuleConstructor(dict(optimizer=optimizer))(model.requires_grad_(False))
 
 
-# -- steps ----------------------------------------------------------------------------------------------------------------------------
+# -- steps -----------------------------------------------------------------------------------------
+
 
 def test_auto_scaled_learning_rate_is_told(tmp_path, data, capsys):
     runner = Runner.from_cfg(tiny_config(data, tmp_path, epochs=1, options=("optim_wrapper.accumulative_counts=4",)))
@@ -225,8 +239,14 @@ def test_step_that_is_not_finite_is_skipped_saved_and_replayed(tmp_path, data, c
 
         def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
             ema = next(h.ema_model for h in runner.hooks if hasattr(h, "ema_model"))
-            states.append((runner.model.state_dict()["head.enc_score_head.bias"].clone(), int(ema.steps),
-                           [s.img_id for s in data_batch["data_samples"]], [image.clone() for image in data_batch["inputs"]]))
+            states.append(
+                (
+                    runner.model.state_dict()["head.enc_score_head.bias"].clone(),
+                    int(ema.steps),
+                    [s.img_id for s in data_batch["data_samples"]],
+                    [image.clone() for image in data_batch["inputs"]],
+                )
+            )
 
     runner = Runner.from_cfg(tiny_config(data, tmp_path, epochs=1))
     runner.register_hook(Poison([1]), priority="VERY_HIGH")
@@ -267,7 +287,8 @@ def test_seed_step_depends_on_seed_iteration_and_rank_only():
     assert len({tuple(draw(*key)) for key in ((1, 2, 0), (1, 3, 0), (2, 2, 0), (1, 2, 1))}) == 4
 
 
-# -- hooks ------------------------------------------------------------------------------------------------------------------------------
+# -- hooks -----------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_augmentation_stops_also_in_persistent_workers(tmp_path, data, workers):
@@ -279,7 +300,9 @@ def test_augmentation_stops_also_in_persistent_workers(tmp_path, data, workers):
             seen.append((runner.epoch, min(black), max(black), runner.model.data_preprocessor.use_multi_scale))
 
     cfg = tiny_config(data, tmp_path, epochs=3, workers=workers)
-    cfg.train_dataloader.dataset.pipeline[2] = dict(type="ZoomOut", p=1.0, side_range=(4.0, 4.0))  # 15/16 of the picture are black
+    cfg.train_dataloader.dataset.pipeline[2] = dict(
+        type="ZoomOut", p=1.0, side_range=(4.0, 4.0)
+    )  # 15/16 of the picture are black
     cfg.train_dataloader.persistent_workers = workers > 0
     cfg.default_hooks.stop_augmentation = dict(type="StopAugmentation", epoch=1, transforms=["ZoomOut"])
     cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None

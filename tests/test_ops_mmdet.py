@@ -1,4 +1,5 @@
 """mmdet models on top of the stand-ins: loss, backward and prediction on a CPU."""
+# ruff: noqa: C408  (configs in the style of mmdet)
 from __future__ import annotations
 
 import pytest
@@ -12,6 +13,7 @@ import mmdet.models  # noqa: E402, F401  (fills the registry)
 from mmdet.registry import MODELS  # noqa: E402
 from mmdet.structures import DetDataSample  # noqa: E402
 from mmdet.structures.mask import BitmapMasks  # noqa: E402
+from mmengine.config import ConfigDict  # noqa: E402
 from mmengine.registry import DefaultScope  # noqa: E402
 from mmengine.structures import InstanceData  # noqa: E402
 
@@ -35,15 +37,16 @@ def mask_rcnn() -> dict:
     sampler = dict(type="RandomSampler", num=64, pos_fraction=0.5, neg_pos_ub=-1, add_gt_as_proposals=True)
     proposals = dict(nms_pre=200, max_per_img=100, nms=dict(type="nms", iou_threshold=0.7), min_bbox_size=0)
     return dict(
-        type="MaskRCNN", data_preprocessor=dict(PREPROCESSOR, pad_mask=True), neck=NECK,
-        backbone=dict(BACKBONE, dcn=dict(type="DCNv2", deform_groups=1), stage_with_dcn=(False, False, True, True)),
+        type="MaskRCNN", data_preprocessor=dict(PREPROCESSOR, pad_mask=True), backbone=BACKBONE,
+        neck=dict(NECK, conv_cfg=dict(type="DCNv2")),
         rpn_head=dict(type="RPNHead", in_channels=16, feat_channels=16, anchor_generator=ANCHORS, bbox_coder=CODER),
         roi_head=dict(
             type="StandardRoIHead", bbox_roi_extractor=extractor(7), mask_roi_extractor=extractor(14),
             bbox_head=dict(type="Shared2FCBBoxHead", in_channels=16, fc_out_channels=32, num_classes=3, bbox_coder=CODER),
             mask_head=dict(type="FCNMaskHead", num_convs=1, in_channels=16, conv_out_channels=16, num_classes=3)),
         train_cfg=dict(
-            rpn=dict(assigner=assigner(0.7, 0.3), sampler=sampler, allowed_border=-1, pos_weight=-1, debug=False),
+            rpn=dict(assigner=assigner(0.7, 0.3), sampler=dict(sampler, add_gt_as_proposals=False), allowed_border=-1,
+                     pos_weight=-1, debug=False),
             rpn_proposal=proposals,
             rcnn=dict(assigner=assigner(0.5, 0.5), sampler=sampler, mask_size=28, pos_weight=-1, debug=False)),
         test_cfg=dict(rpn=proposals, rcnn=dict(score_thr=0.0, nms=dict(type="soft_nms", iou_threshold=0.5), max_per_img=10,
@@ -80,8 +83,8 @@ def batch() -> dict:
 def test_detector_trains_and_predicts(config) -> None:
     torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope("mmdet"):
-        model = MODELS.build(config())
-        optimizer = torch.optim.SGD(model.parameters(), 0.01)
+        model = MODELS.build(ConfigDict(config()))
+        optimizer = torch.optim.Adam(model.parameters(), 1e-3)
         totals = []
         for _ in range(3):
             torch.manual_seed(1)  # the same boxes are sampled
@@ -93,8 +96,8 @@ def test_detector_trains_and_predicts(config) -> None:
             optimizer.step()
             totals.append(float(total.detach()))
         assert totals[-1] < totals[0]
-        silent = [name for name, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.isfinite().all())]
-        assert silent == []
+        trained = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+        assert [name for name, gradient in trained.items() if gradient is None or not gradient.isfinite().all()] == []
         model.eval()
         with torch.no_grad():
             results = model.test_step(batch())

@@ -1,5 +1,6 @@
 #!/usr/bin/env python
 """Evaluate a checkpoint: ``python tools/test.py configs/rtdetr_r50.py CKPT``; the same as ``mmvit test``."""
+
 import sys
 from pathlib import Path
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env python
 """Train a model: ``python tools/train.py configs/rtdetr_r50.py [--data shapes]``; the same as ``mmvit train``."""
+
 import sys
 from pathlib import Path
 

@@ -1,4 +1,5 @@
 """COCO detection at 640 x 640 with RT-DETR's augmentation. ``--data`` puts other data in place of COCO's files."""
+
 _size = (640, 640)
 _train = [
     dict(type="LoadImage"),
@@ -27,7 +28,12 @@ train_dataloader = dict(
     persistent_workers=True,
     drop_last=True,
     sampler=dict(type="ResumableSampler", shuffle=True),
-    dataset=dict(type="CocoDetection", ann_file=_coco + "annotations/instances_train2017.json", img_dir=_coco + "train2017", pipeline=_train),
+    dataset=dict(
+        type="CocoDetection",
+        ann_file=_coco + "annotations/instances_train2017.json",
+        img_dir=_coco + "train2017",
+        pipeline=_train,
+    ),
 )
 val_dataloader = dict(
     batch_size=8,

@@ -1,4 +1,5 @@
 """What every run shares."""
+
 default_scope = "mmvit"
 randomness = dict(seed=None)
 env_cfg = dict(cudnn_benchmark=False, mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0))

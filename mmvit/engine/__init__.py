@@ -2,6 +2,7 @@
 
 Names are looked up on first use, so that ``mmvit.engine.commands`` (the command-line arguments) imports in milliseconds.
 """
+
 from __future__ import annotations
 
 from importlib import import_module
@@ -14,8 +15,7 @@ _NAMES = {
     "ema": ("WarmupEMA", "WarmupEMAHook"),
     "optim": ("AmpWrapper", "ParamRuleConstructor"),
     "bad_batches": ("replay",),
-    "hooks": ("CheckpointHook", "CurveHook", "InterruptHook", "Interrupted", "ProgressHook", "RuntimeHook",
-              "StopAugmentation"),
+    "hooks": ("CheckpointHook", "CurveHook", "InterruptHook", "Interrupted", "ProgressHook", "RuntimeHook", "StopAugmentation"),
     "config": ("load_config", "check_config", "apply_options"),
     "assembly": ("assemble",),
     "run": ("train", "test"),

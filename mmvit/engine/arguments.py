@@ -1,4 +1,5 @@
 """Which keyword arguments a class reads."""
+
 from __future__ import annotations
 
 import inspect
@@ -26,8 +27,11 @@ def accepted_arguments(cls: Any) -> set[str] | None:
             signature = inspect.signature(vars(base)["__init__"])
         except (TypeError, ValueError):
             return None
-        names |= {name for name, parameter in signature.parameters.items()
-                  if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)}
+        names |= {
+            name
+            for name, parameter in signature.parameters.items()
+            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        }
         if not _takes_any(signature):
             break
     return names - {"self"}

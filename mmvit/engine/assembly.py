@@ -1,4 +1,5 @@
 """A config, data, a backbone and the wishes of the command line become one runnable config."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -15,11 +16,28 @@ COCO = Path("data/coco")
 SHAPES = Path("data/shapes")
 
 
-def assemble(cfg: Config, data: str | Path | None = None, backbone: str | None = None, work_dir: str | Path | None = None,
-             seed: int | None = None, amp: str | None = None, device: str | None = None, launcher: str = "none",
-             resume: bool | str = False, load_from: str | None = None, new_classes: bool = False, compile: bool = False,
-             auto_scale_lr: bool = True, batch_size: int | None = None, epochs: int | None = None, size: int | None = None,
-             lr: float | None = None, workers: int | None = None, options: Sequence[str] = ()) -> Config:
+def assemble(
+    cfg: Config,
+    data: str | Path | None = None,
+    backbone: str | None = None,
+    work_dir: str | Path | None = None,
+    seed: int | None = None,
+    amp: str | None = None,
+    device: str | None = None,
+    launcher: str = "none",
+    resume: bool | str = False,
+    load_from: str | None = None,
+    new_classes: bool = False,
+    compile: bool = False,
+    auto_scale_lr: bool = True,
+    batch_size: int | None = None,
+    epochs: int | None = None,
+    size: int | None = None,
+    lr: float | None = None,
+    workers: int | None = None,
+    options: Sequence[str] = (),
+    training: bool = True,
+) -> Config:
     """A copy of `cfg` that is complete: data found, classes counted, device and precision chosen, every key checked.
 
     Args:
@@ -35,6 +53,7 @@ def assemble(cfg: Config, data: str | Path | None = None, backbone: str | None =
         auto_scale_lr: scale the learning rate with the batch size.
         batch_size, epochs, size, lr, workers: short forms of config keys; `size` is the side of the square input.
         options: ``key.key=value`` changes (`apply_options`), applied last but for the data.
+        training: False needs the validation data only.
     """
     cfg = cfg.copy() if isinstance(cfg, Config) else Config(cfg)
     check_config(cfg)
@@ -54,7 +73,7 @@ def assemble(cfg: Config, data: str | Path | None = None, backbone: str | None =
     if backbone is not None:
         _set_backbone(cfg, backbone)
     apply_options(cfg, options)
-    _set_data(cfg, data)
+    _set_data(cfg, data, training)
     _set_precision(cfg, amp, device)
     if not auto_scale_lr and cfg.get("auto_scale_lr"):
         cfg.auto_scale_lr.enable = False
@@ -106,10 +125,12 @@ def _weights(name: str) -> str:
     if Path(name).is_file():
         return str(name)
     from mmvit.weights import resolve
+
     return str(resolve(name))
 
 
-# -- short forms ------------------------------------------------------------------------------------------------------------------
+# -- short forms -----------------------------------------------------------------------------------
+
 
 def _set_epochs(cfg: Config, epochs: int) -> None:
     """Train `epochs` epochs; the final epochs without strong augmentation stay as many as they were, or go."""
@@ -132,7 +153,7 @@ def _set_size(cfg: Config, size: int) -> None:
                 step.size = (size, size)
     preprocessor = cfg.model.get("data_preprocessor", {})
     if before and preprocessor.get("multi_scale"):
-        preprocessor.multi_scale = [max(32, round(side * size / before / 32) * 32) for side in preprocessor.multi_scale]
+        preprocessor.multi_scale = [max(32, int(side * size / before / 32 + 0.5) * 32) for side in preprocessor.multi_scale]
 
 
 def _set_lr(cfg: Config, lr: float) -> None:
@@ -157,9 +178,12 @@ def _set_workers(cfg: Config, workers: int) -> None:
 
 def _set_backbone(cfg: Config, backbone: str) -> None:
     from mmvit.backbones import list_backbones
+
     names = list_backbones()
     if backbone not in names:
-        raise UserError(f"There is no backbone {backbone!r}.{did_you_mean(backbone, names)} `mmvit.list_backbones()` lists all of them.")
+        raise UserError(
+            f"There is no backbone {backbone!r}.{did_you_mean(backbone, names)} `mmvit.list_backbones()` lists all of them."
+        )
     cfg.model.backbone = backbone
 
 
@@ -172,18 +196,21 @@ def _set_precision(cfg: Config, amp: str | None, device: str) -> None:
         cfg.optim_wrapper.dtype = None
 
 
-# -- data ---------------------------------------------------------------------------------------------------------------------------
+# -- data ------------------------------------------------------------------------------------------
 
-def _set_data(cfg: Config, data: str | Path | None) -> None:
+
+def _set_data(cfg: Config, data: str | Path | None, training: bool) -> None:
     """Point the loaders and the metric at the data; classes and the model's class count come from the training file."""
     if data is None:  # what the config was written for
         ann_file = Path(cfg.train_dataloader.dataset.get("ann_file", ""))
         data = {SHAPES: "shapes", COCO: "coco"}.get(next((root for root in (SHAPES, COCO) if root in ann_file.parents), None))
     if data is not None:
-        files = _find_data(data)
-        for loader, json_file, img_dir in (("train_dataloader", files.train_json, files.img_dirs[0]),
-                                           ("val_dataloader", files.val_json, files.img_dirs[1]),
-                                           ("test_dataloader", files.val_json, files.img_dirs[1])):
+        files = _find_data(data, training)
+        for loader, json_file, img_dir in (
+            ("train_dataloader", files.train_json, files.img_dirs[0]),
+            ("val_dataloader", files.val_json, files.img_dirs[1]),
+            ("test_dataloader", files.val_json, files.img_dirs[1]),
+        ):
             if cfg.get(loader):
                 cfg[loader].dataset.ann_file, cfg[loader].dataset.img_dir = str(json_file), str(img_dir)
         for evaluator in ("val_evaluator", "test_evaluator"):
@@ -192,24 +219,28 @@ def _set_data(cfg: Config, data: str | Path | None) -> None:
     _set_classes(cfg)
 
 
-def _find_data(data: str | Path) -> Any:
+def _find_data(data: str | Path, training: bool) -> Any:
     from mmvit.data import ensure_shapes, find_coco_json
+
     if str(data) == "shapes":
         return find_coco_json(ensure_shapes(SHAPES))
     if str(data) == "coco":
-        wanted = [COCO / part for part in ("annotations/instances_train2017.json", "annotations/instances_val2017.json", "train2017",
-                                           "val2017")]
+        splits = ("train2017", "val2017") if training else ("val2017",)
+        wanted = [COCO / place for split in splits for place in (f"annotations/instances_{split}.json", split)]
         missing = [str(path) for path in wanted if not path.exists()]
         if missing:
-            raise UserError(f"COCO is not complete: {', '.join(missing)} missing. Unpack train2017.zip, val2017.zip and "
-                            f"annotations_trainval2017.zip of https://cocodataset.org/#download into {COCO}/, or make {COCO} a link to "
-                            "the folder that has them. --data shapes trains on synthetic data at once, --data PATH on your own.")
+            raise UserError(
+                f"COCO is not complete: {', '.join(missing)} missing. Unpack train2017.zip, val2017.zip and "
+                f"annotations_trainval2017.zip of https://cocodataset.org/#download into {COCO}/, or make {COCO} a link to "
+                "the folder that has them. --data shapes trains on synthetic data at once, --data PATH on your own."
+            )
     return find_coco_json(COCO if str(data) == "coco" else data)
 
 
 def _set_classes(cfg: Config) -> None:
     """Fix the class names in all datasets, and the model's class count, to those of the training annotations."""
     from mmvit.data import read_coco
+
     dataset = cfg.train_dataloader.dataset
     classes = tuple(dataset.get("classes") or read_coco(dataset.ann_file).classes)
     for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
@@ -217,6 +248,8 @@ def _set_classes(cfg: Config) -> None:
             cfg[loader].dataset.classes = classes
     stated = cfg.model.get("num_classes")
     if stated is not None and stated != len(classes):
-        raise UserError(f"model.num_classes={stated} in the config, but {dataset.ann_file} has {len(classes)} classes "
-                        f"({', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}). Leave model.num_classes out: the data decides.")
+        raise UserError(
+            f"model.num_classes={stated} in the config, but {dataset.ann_file} has {len(classes)} classes "
+            f"({', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}). Leave model.num_classes out: the data decides."
+        )
     cfg.model.num_classes = len(classes)

@@ -1,4 +1,5 @@
 """Steps that are skipped because something is not finite: told, counted, and their batches kept for replay."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -44,7 +45,9 @@ class SkippedSteps:
         self.in_row += 1
         ids = list(failure.image_ids or image_ids(data_batch))
         if failure.overflow:
-            logger.info(f"iteration {iteration}: step skipped, fp16 overflow in {failure.tensor_name}; the loss scale is lowered")
+            logger.info(
+                f"iteration {iteration}: step skipped, fp16 overflow in {failure.tensor_name}; the loss scale is lowered"
+            )
         elif failure.remote:
             logger.info(f"iteration {iteration}: step skipped, {failure.tensor_name} is not finite")
         else:
@@ -52,9 +55,11 @@ class SkippedSteps:
             kept = f"; batch saved to {path}, run it again with tools/train.py CONFIG --replay {path}" if path else ""
             logger.error(f"iteration {iteration}: step skipped, {failure.tensor_name} is not finite (images {ids}){kept}")
         if self.in_row >= self.max_in_row:
-            raise UserError(f"Training stopped at iteration {iteration}: {self.in_row} steps in a row were not finite, the last one in "
-                            f"{failure.tensor_name} (images {ids}). Lower the learning rate (--lr), use --amp bf16 instead of fp16, "
-                            f"or look at the batches in {self.folder}.")
+            raise UserError(
+                f"Training stopped at iteration {iteration}: {self.in_row} steps in a row were not finite, the last one in "
+                f"{failure.tensor_name} (images {ids}). Lower the learning rate (--lr), use --amp bf16 instead of fp16, "
+                f"or look at the batches in {self.folder}."
+            )
 
     def _save(self, failure: Failure, data_batch: Any, ids: Sequence, iteration: int, seed: int) -> Path | None:
         if self.saved >= self.max_saved:
@@ -62,8 +67,17 @@ class SkippedSteps:
         self.saved += 1
         rank = get_rank()
         path = self.folder / (f"iter_{iteration}.pth" if rank == 0 else f"iter_{iteration}_rank{rank}.pth")
-        atomic_save(dict(batch=_pack(data_batch), tensor_name=failure.tensor_name, image_ids=plain(list(ids)),
-                         iteration=iteration, seed=seed, rank=rank), path)
+        atomic_save(
+            dict(
+                batch=_pack(data_batch),
+                tensor_name=failure.tensor_name,
+                image_ids=plain(list(ids)),
+                iteration=iteration,
+                seed=seed,
+                rank=rank,
+            ),
+            path,
+        )
         return path
 
 
@@ -83,6 +97,7 @@ def _pack(value: Any) -> Any:
 
 def _unpack(value: Any) -> Any:
     from mmvit.data.structures import DataSample
+
     if isinstance(value, dict) and ("_instances" in value or "_sample" in value):
         kind, key = (InstanceData, "_instances") if "_instances" in value else (DataSample, "_sample")
         element = kind(metainfo=value["_meta"])
@@ -105,6 +120,7 @@ def replay(model: torch.nn.Module, path: str | Path) -> dict[str, float]:
         The losses. A model that checks itself raises `mmvit.losses.NonFiniteError` as it did in training.
     """
     from mmvit.engine.loops import seed_step
+
     saved = read_checkpoint(path)
     if "batch" not in saved:
         raise UserError(f"{path} is not a saved batch. Give a file of WORK_DIR/{FOLDER}/.")

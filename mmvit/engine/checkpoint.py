@@ -1,4 +1,5 @@
 """Checkpoints on disk: written atomically, read without running code from the file."""
+
 from __future__ import annotations
 
 import os
@@ -91,9 +92,11 @@ def read_checkpoint(path: str | Path) -> dict:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
         reason = str(error).strip().splitlines()
-        raise UserError(f"{path} cannot be read as a checkpoint: it is damaged, or holds more than weights "
-                        f"({type(error).__name__}: {reason[0] if reason else 'no message'}). "
-                        "Use another checkpoint of the folder, or train without --resume.") from error
+        raise UserError(
+            f"{path} cannot be read as a checkpoint: it is damaged, or holds more than weights "
+            f"({type(error).__name__}: {reason[0] if reason else 'no message'}). "
+            "Use another checkpoint of the folder, or train without --resume."
+        ) from error
     if not isinstance(checkpoint, dict):
         raise UserError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint (a dict with weights).")
     return checkpoint

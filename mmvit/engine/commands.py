@@ -1,4 +1,5 @@
 """The commands ``train`` and ``test``. Only argparse is imported here; the engine when a command runs."""
+
 from __future__ import annotations
 
 import argparse
@@ -8,18 +9,30 @@ from typing import Any
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="a config file, e.g. configs/rtdetr_r50.py")
-    parser.add_argument("--data", metavar="{coco,shapes,PATH}",
-                        help="coco (data/coco), shapes (synthetic, made on the spot), or a folder or json of COCO-style annotations; "
-                             "the config's data by default")
+    parser.add_argument(
+        "--data",
+        metavar="{coco,shapes,PATH}",
+        help="coco (data/coco), shapes (synthetic, made on the spot), or a folder or json of COCO-style annotations; "
+        "the config's data by default",
+    )
     parser.add_argument("--backbone", metavar="NAME", help="another backbone; mmvit.list_backbones() lists them")
     parser.add_argument("--work-dir", metavar="DIR", help="where results go (work_dirs/CONFIG)")
     parser.add_argument("--size", type=int, metavar="S", help="side of the square input, a multiple of 32")
     parser.add_argument("--workers", type=int, metavar="N", help="processes that load data, per training process")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (a GPU if there is one)")
-    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none",
-                        help="how processes were started, e.g. torchrun ... --launcher pytorch")
-    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE",
-                        help="change config keys, e.g. optim_wrapper.clip_grad.max_norm=0.5")
+    parser.add_argument(
+        "--launcher",
+        choices=["none", "pytorch", "slurm", "mpi"],
+        default="none",
+        help="how processes were started, e.g. torchrun ... --launcher pytorch",
+    )
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change config keys, e.g. optim_wrapper.clip_grad.max_norm=0.5",
+    )
     parser.add_argument("--local-rank", "--local_rank", type=int, default=0, help=argparse.SUPPRESS)
 
 
@@ -28,17 +41,33 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     _add_common(parser)
     parser.add_argument("--batch-size", type=int, metavar="N", help="images per process and step")
     parser.add_argument("--epochs", type=int, metavar="N", help="epochs to train")
-    parser.add_argument("--lr", type=float, help="learning rate at the recipe's batch size; the other rates keep their ratio to it")
-    parser.add_argument("--no-auto-scale-lr", dest="auto_scale_lr", action="store_false",
-                        help="do not scale the learning rate with the batch size")
+    parser.add_argument(
+        "--lr", type=float, help="learning rate at the recipe's batch size; the other rates keep their ratio to it"
+    )
+    parser.add_argument(
+        "--no-auto-scale-lr",
+        dest="auto_scale_lr",
+        action="store_false",
+        help="do not scale the learning rate with the batch size",
+    )
     parser.add_argument("--auto-scale-lr", dest="auto_scale_lr", action="store_true", help="scale it (the default)")
     parser.add_argument("--amp", choices=["bf16", "fp16", "none"], help="mixed precision; the recipe's by default")
     parser.add_argument("--compile", action="store_true", help="compile backbone, neck and head with torch.compile")
     parser.add_argument("--seed", type=int, help="of data order, augmentation and initial weights")
-    parser.add_argument("--resume", nargs="?", const=True, default=False, metavar="CKPT",
-                        help="continue exactly from a checkpoint, the last one of the work dir by default")
-    parser.add_argument("--load-from", metavar="CKPT", help="start from the weights of a file or a published model (rtdetr_r50)")
-    parser.add_argument("--new-classes", action="store_true", help="with --load-from: train the class layers anew for other classes")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="CKPT",
+        help="continue exactly from a checkpoint, the last one of the work dir by default",
+    )
+    parser.add_argument(
+        "--load-from", metavar="CKPT", help="start from the weights of a file or a published model (rtdetr_r50)"
+    )
+    parser.add_argument(
+        "--new-classes", action="store_true", help="with --load-from: train the class layers anew for other classes"
+    )
     parser.add_argument("--replay", metavar="FILE", help="run a batch that was saved because a step was not finite, and stop")
 
 
@@ -62,14 +91,19 @@ def run_train(args: argparse.Namespace) -> int:
     from mmvit.engine.hooks import Interrupted
     from mmvit.engine.log import say, shown
     from mmvit.engine.run import replay_file, train
-    changes = _changes(args, "batch_size", "epochs", "lr", "auto_scale_lr", "amp", "compile", "seed", "resume", "load_from", "new_classes")
+
+    changes = _changes(
+        args, "batch_size", "epochs", "lr", "auto_scale_lr", "amp", "compile", "seed", "resume", "load_from", "new_classes"
+    )
     if args.replay:
         return replay_file(args.config, args.replay, **changes)
     try:
         train(args.config, **changes)
     except Interrupted as stop:
-        say(f"stopped on signal {stop.signum}; state saved to {shown(stop.checkpoint)}.\n"
-            "The same command with --resume goes on from there.")
+        say(
+            f"stopped on signal {stop.signum}; state saved to {shown(stop.checkpoint)}.\n"
+            "The same command with --resume goes on from there."
+        )
         return int(stop.code)
     return 0
 
@@ -77,5 +111,6 @@ def run_train(args: argparse.Namespace) -> int:
 def run_test(args: argparse.Namespace) -> int:
     """Evaluate a checkpoint: COCO box AP."""
     from mmvit.engine.run import test
+
     test(args.config, args.checkpoint, out=args.out, eval_layers=args.eval_layers, deploy=args.deploy, **_changes(args))
     return 0

@@ -2,6 +2,7 @@
 
 A config is a Python file; `_base_` names files it builds on. Names that start with an underscore are local to the file.
 """
+
 from __future__ import annotations
 
 import ast
@@ -26,21 +27,50 @@ from mmvit.errors import UserError, did_you_mean
 
 #: top-level key -> registry of the ``type`` in it
 _REGISTRIES: dict[str, Registry] = dict(
-    model=registry.MODELS, data_preprocessor=registry.MODELS, val_evaluator=registry.METRICS, test_evaluator=registry.METRICS,
-    default_hooks=registry.HOOKS, custom_hooks=registry.HOOKS, optim_wrapper=registry.OPTIM_WRAPPERS, train_cfg=registry.LOOPS,
-    val_cfg=registry.LOOPS, test_cfg=registry.LOOPS, param_scheduler=registry.PARAM_SCHEDULERS, visualizer=registry.VISUALIZERS,
-    log_processor=registry.LOG_PROCESSORS, model_wrapper_cfg=parents.MODEL_WRAPPERS)
+    model=registry.MODELS,
+    data_preprocessor=registry.MODELS,
+    val_evaluator=registry.METRICS,
+    test_evaluator=registry.METRICS,
+    default_hooks=registry.HOOKS,
+    custom_hooks=registry.HOOKS,
+    optim_wrapper=registry.OPTIM_WRAPPERS,
+    train_cfg=registry.LOOPS,
+    val_cfg=registry.LOOPS,
+    test_cfg=registry.LOOPS,
+    param_scheduler=registry.PARAM_SCHEDULERS,
+    visualizer=registry.VISUALIZERS,
+    log_processor=registry.LOG_PROCESSORS,
+    model_wrapper_cfg=parents.MODEL_WRAPPERS,
+)
 #: deeper key -> registry; other keys keep the registry of the dict that they are in
 _NESTED: dict[str, Registry] = dict(
-    dataset=registry.DATASETS, sampler=registry.DATA_SAMPLERS, batch_sampler=registry.DATA_SAMPLERS, pipeline=registry.TRANSFORMS,
-    transforms=registry.TRANSFORMS, metrics=registry.METRICS, optimizer=OPTIMIZERS, vis_backends=parents.VISBACKENDS,
-    collate_fn=parents.FUNCTIONS, worker_init_fn=parents.FUNCTIONS)
+    dataset=registry.DATASETS,
+    sampler=registry.DATA_SAMPLERS,
+    batch_sampler=registry.DATA_SAMPLERS,
+    pipeline=registry.TRANSFORMS,
+    transforms=registry.TRANSFORMS,
+    metrics=registry.METRICS,
+    optimizer=OPTIMIZERS,
+    vis_backends=parents.VISBACKENDS,
+    collate_fn=parents.FUNCTIONS,
+    worker_init_fn=parents.FUNCTIONS,
+)
 
 #: keys of dicts without ``type``, by path; None: free
-_LOADER = (*(set(inspect.signature(DataLoader).parameters) - {"dataset", "sampler", "batch_sampler", "collate_fn", "worker_init_fn"}),
-           "dataset", "sampler", "batch_sampler", "collate_fn", "worker_init_fn", "num_batch_per_epoch", "disable_subprocess_warning")
+_LOADER = (
+    *(set(inspect.signature(DataLoader).parameters) - {"dataset", "sampler", "batch_sampler", "collate_fn", "worker_init_fn"}),
+    "dataset",
+    "sampler",
+    "batch_sampler",
+    "collate_fn",
+    "worker_init_fn",
+    "num_batch_per_epoch",
+    "disable_subprocess_warning",
+)
 _PLAIN: dict[str, tuple[str, ...]] = {
-    "train_dataloader": _LOADER, "val_dataloader": _LOADER, "test_dataloader": _LOADER,
+    "train_dataloader": _LOADER,
+    "val_dataloader": _LOADER,
+    "test_dataloader": _LOADER,
     "auto_scale_lr": ("enable", "base_batch_size"),
     "randomness": ("seed", "diff_rank_seed", "deterministic"),
     "env_cfg": ("cudnn_benchmark", "mp_cfg", "dist_cfg", "resource_limit"),
@@ -51,17 +81,41 @@ _PLAIN: dict[str, tuple[str, ...]] = {
     "custom_imports": ("imports", "allow_failed_imports"),
 }
 #: keys that the engine reads besides the arguments of MMEngine's runner
-_ENGINE_KEYS = ("device", "sync_bn", "find_unused_parameters", "compile", "new_classes", "model_wrapper_cfg", "activation_checkpointing",
-                "efficient_conv_bn_eval", "custom_imports", "backend_args")
+_ENGINE_KEYS = (
+    "device",
+    "sync_bn",
+    "find_unused_parameters",
+    "compile",
+    "new_classes",
+    "model_wrapper_cfg",
+    "activation_checkpointing",
+    "efficient_conv_bn_eval",
+    "custom_imports",
+    "backend_args",
+)
 TOP_KEYS = tuple(sorted({*inspect.signature(_Runner.__init__).parameters, *_ENGINE_KEYS} - {"self", "cfg"}))
 
 #: what the builders, not the classes, read from a dict with ``type`` (by registry name), and what they pass themselves
-_BUILDER_KEYS = {"hook": ("priority",), "optimizer wrapper": ("constructor", "paramwise_cfg"),
-                 "parameter scheduler": ("convert_to_iter_based",)}
-_GIVEN = {"hook": (), "loop": ("runner", "dataloader", "evaluator"), "optimizer wrapper": (), "optimizer": ("params",),
-          "parameter scheduler": ("epoch_length",), "data sampler": ("dataset", "seed")}
-_DEFAULT_TYPES = {"train_cfg": "EpochBasedTrainLoop", "val_cfg": "ValLoop", "test_cfg": "TestLoop", "optim_wrapper": "AmpWrapper",
-                  "log_processor": "LogProcessor"}
+_BUILDER_KEYS = {
+    "hook": ("priority",),
+    "optimizer wrapper": ("constructor", "paramwise_cfg"),
+    "parameter scheduler": ("convert_to_iter_based",),
+}
+_GIVEN = {
+    "hook": (),
+    "loop": ("runner", "dataloader", "evaluator"),
+    "optimizer wrapper": (),
+    "optimizer": ("params",),
+    "parameter scheduler": ("epoch_length",),
+    "data sampler": ("dataset", "seed"),
+}
+_DEFAULT_TYPES = {
+    "train_cfg": "EpochBasedTrainLoop",
+    "val_cfg": "ValLoop",
+    "test_cfg": "TestLoop",
+    "optim_wrapper": "AmpWrapper",
+    "log_processor": "LogProcessor",
+}
 
 
 def load_config(path: str | Path) -> Config:
@@ -143,8 +197,10 @@ def check_config(cfg: Config | dict) -> None:
     """Raise `UserError` for the first key of `cfg` that nothing reads, or type that nothing registers."""
     for key, value in dict(cfg).items():
         if key not in TOP_KEYS:
-            raise UserError(f"Config key {key!r}: nothing reads it.{did_you_mean(key, TOP_KEYS)} "
-                            "(Names that start with an underscore are local to a config file.)")
+            raise UserError(
+                f"Config key {key!r}: nothing reads it.{did_you_mean(key, TOP_KEYS)} "
+                "(Names that start with an underscore are local to a config file.)"
+            )
         _check(value, key, _REGISTRIES.get(key))
 
 
@@ -179,8 +235,10 @@ def _check_typed(value: dict, path: str, home: Registry, kind: Any) -> None:
     for key in value:
         if key not in names:
             shown = sorted(names - {"type", "_scope_", *_GIVEN.get(home.name, ())})
-            raise UserError(f"Config key {path}.{key}: {getattr(cls, '__name__', cls)} does not read it.{did_you_mean(key, shown)} "
-                            f"It reads {', '.join(shown)}.")
+            raise UserError(
+                f"Config key {path}.{key}: {getattr(cls, '__name__', cls)} does not read it.{did_you_mean(key, shown)} "
+                f"It reads {', '.join(shown)}."
+            )
     if "constructor" in value and home.name == "optimizer wrapper":
         _find(value["constructor"], f"{path}.constructor", registry.OPTIM_WRAPPER_CONSTRUCTORS)
 

@@ -1,4 +1,5 @@
 """Exponential moving average of the weights as RT-DETR trains with it."""
+
 from __future__ import annotations
 
 import math
@@ -21,8 +22,9 @@ class WarmupEMA(BaseAveragedModel):
     Source: RT-DETR (arXiv 2304.08069), the official training recipe.
     """
 
-    def __init__(self, model: nn.Module, decay: float = 0.9999, warmups: float = 2000,
-                 device: torch.device | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, decay: float = 0.9999, warmups: float = 2000, device: torch.device | None = None
+    ) -> None:
         super().__init__(model, device=device, update_buffers=True)
         if not 0 < decay < 1:
             raise ValueError(f"decay must lie between 0 and 1, got {decay}")

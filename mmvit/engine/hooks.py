@@ -1,4 +1,5 @@
 """Hooks: progress and curves, checkpoints, clean interruption, the end of strong augmentation."""
+
 from __future__ import annotations
 
 import math
@@ -30,8 +31,9 @@ class RuntimeHook(Hook):
     priority = "VERY_HIGH"
 
     def before_train(self, runner: Any) -> None:
-        runner.message_hub.update_info_dict(dict(epoch=runner.epoch, iter=runner.iter, max_epochs=runner.max_epochs,
-                                                 max_iters=runner.max_iters))
+        runner.message_hub.update_info_dict(
+            dict(epoch=runner.epoch, iter=runner.iter, max_epochs=runner.max_epochs, max_iters=runner.max_iters)
+        )
 
     def before_train_epoch(self, runner: Any) -> None:
         runner.message_hub.update_info("epoch", runner.epoch)
@@ -137,24 +139,31 @@ class CheckpointHook(Hook):
         runner.train_loop.validation_pending = False
         score = (metrics or {}).get(self.best) if self.best else None
         if self.best and score is None:
-            raise UserError(f"default_hooks.checkpoint.best={self.best!r} is not among the measured scores."
-                            f"{did_you_mean(self.best, metrics or {})} Measured: {', '.join(metrics or {}) or 'none'}.")
+            raise UserError(
+                f"default_hooks.checkpoint.best={self.best!r} is not among the measured scores."
+                f"{did_you_mean(self.best, metrics or {})} Measured: {', '.join(metrics or {}) or 'none'}."
+            )
         if score is None or not score > runner.message_hub.runtime_info.get("best_score", -math.inf):
             return
         runner.message_hub.update_info("best_score", float(score))
-        runner.save_checkpoint(runner.work_dir, "best.pth", save_optimizer=False, save_param_scheduler=False,
-                               meta=dict(iter=runner.iter, score={self.best: float(score)}))
+        runner.save_checkpoint(
+            runner.work_dir,
+            "best.pth",
+            save_optimizer=False,
+            save_param_scheduler=False,
+            meta=dict(iter=runner.iter, score={self.best: float(score)}),
+        )
         kept = runner.message_hub.runtime_info.get("kept_checkpoints", [])
         if kept:  # the newest checkpoint learns of the new best score
             self._save(runner, kept[-1], runner.iter)
 
     def _save(self, runner: Any, name: str, iteration: int) -> None:
         kept = [other for other in runner.message_hub.runtime_info.get("kept_checkpoints", []) if other != name] + [name]
-        runner.message_hub.update_info("kept_checkpoints", kept[-self.keep:])
+        runner.message_hub.update_info("kept_checkpoints", kept[-self.keep :])
         runner.save_checkpoint(runner.work_dir, name, meta=dict(iter=iteration))
         runner.mark_last(name)
         if is_main_process():
-            for other in kept[:-self.keep]:
+            for other in kept[: -self.keep]:
                 (Path(runner.work_dir) / other).unlink(missing_ok=True)
 
 
@@ -169,16 +178,19 @@ class StopAugmentation(Hook):
         multi_scale: whether the data preprocessor's multi-scale resizing ends too.
     """
 
-    def __init__(self, epoch: int, transforms: Sequence[str] = ("PhotometricDistort", "ZoomOut", "IoUCrop"),
-                 multi_scale: bool = True) -> None:
+    def __init__(
+        self, epoch: int, transforms: Sequence[str] = ("PhotometricDistort", "ZoomOut", "IoUCrop"), multi_scale: bool = True
+    ) -> None:
         self.epoch, self.transforms, self.multi_scale = epoch, tuple(transforms), multi_scale
 
     def before_train(self, runner: Any) -> None:
         names = [type(step).__name__ for step in runner.train_dataloader.dataset.pipeline]
         for name in self.transforms:
             if name not in names:
-                raise UserError(f"StopAugmentation.transforms names {name!r}, which the training pipeline lacks."
-                                f"{did_you_mean(name, names)} It has {', '.join(names)}.")
+                raise UserError(
+                    f"StopAugmentation.transforms names {name!r}, which the training pipeline lacks."
+                    f"{did_you_mean(name, names)} It has {', '.join(names)}."
+                )
         self._stopped = False
 
     def before_train_epoch(self, runner: Any) -> None:
@@ -214,8 +226,14 @@ class ProgressHook(Hook):
         self._loss, self._count, self._shown_at = 0.0, 0, time.monotonic()
         self._speed = 0.0  # seconds per iteration, smoothed
         if is_main_process() and console().is_terminal:
-            self._bar = Progress(TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(),
-                                 TimeElapsedColumn(), TextColumn("{task.fields[info]}"), console=console())
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("{task.fields[info]}"),
+                console=console(),
+            )
             self._task = self._bar.add_task("training", total=runner.max_iters, completed=runner.iter, info="")
             self._bar.start()
 
@@ -327,8 +345,10 @@ class CurveHook(Hook):
         if scores:
             best, best_epoch = max(scores)
             images = len(runner.val_dataloader.dataset)
-            say(f"box AP {scores[-1][0]:.3f} (measured on {images} validation images after epoch {scores[-1][1]:.0f}; "
-                f"best {best:.3f} after epoch {best_epoch:.0f})")
+            say(
+                f"box AP {scores[-1][0]:.3f} (measured on {images} validation images after epoch {scores[-1][1]:.0f}; "
+                f"best {best:.3f} after epoch {best_epoch:.0f})"
+            )
         say(f"checkpoints, curves.png and scalars.json are in {shown(runner.work_dir)}")
 
 

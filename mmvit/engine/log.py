@@ -3,6 +3,7 @@
 MMEngine logs everything it does; all of it goes to ``WORK_DIR/<time>/<time>.log``. The console gets warnings, errors and
 the lines given to `say`. Both share one rich console with the progress bar, so that lines never tear the bar.
 """
+
 from __future__ import annotations
 
 import logging

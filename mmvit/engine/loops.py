@@ -1,4 +1,5 @@
 """The training loop: resumes in the middle of an epoch, stops cleanly on a signal, skips steps that are not finite."""
+
 from __future__ import annotations
 
 import random
@@ -46,13 +47,22 @@ class EpochTrainLoop(EpochBasedTrainLoop):
         max_skipped: consecutive skipped steps after which training stops.
     """
 
-    def __init__(self, runner: Any, dataloader: DataLoader | dict, max_epochs: int, val_begin: int = 1, val_interval: int = 1,
-                 max_skipped: int = 20) -> None:
+    def __init__(
+        self,
+        runner: Any,
+        dataloader: DataLoader | dict,
+        max_epochs: int,
+        val_begin: int = 1,
+        val_interval: int = 1,
+        max_skipped: int = 20,
+    ) -> None:
         super().__init__(runner, dataloader, max_epochs, val_begin, val_interval)
         if len(self.dataloader) == 0:
-            raise UserError(f"The training set has {len(self.dataloader.dataset)} images, fewer than one batch of "
-                            f"{self.dataloader.batch_size}: there is nothing to train on. Use --batch-size "
-                            f"{max(1, len(self.dataloader.dataset))} or less.")
+            raise UserError(
+                f"The training set has {len(self.dataloader.dataset)} images, fewer than one batch of "
+                f"{self.dataloader.batch_size}: there is nothing to train on. Use --batch-size "
+                f"{max(1, len(self.dataloader.dataset))} or less."
+            )
         self.skipped_steps = SkippedSteps(f"{runner.work_dir}/{FOLDER}", max_in_row=max_skipped)
         self.validation_pending = False
         self._first_batch = 0
@@ -87,8 +97,10 @@ class EpochTrainLoop(EpochBasedTrainLoop):
             sampler.set_epoch(self._epoch)
         if first:
             if not hasattr(sampler, "skip"):
-                raise UserError(f"{type(sampler).__name__} cannot continue in the middle of an epoch. Use "
-                                "sampler=dict(type='ResumableSampler'), or resume from a checkpoint of a whole epoch.")
+                raise UserError(
+                    f"{type(sampler).__name__} cannot continue in the middle of an epoch. Use "
+                    "sampler=dict(type='ResumableSampler'), or resume from a checkpoint of a whole epoch."
+                )
             sampler.skip(first * self.dataloader.batch_size)
         for batch, data_batch in enumerate(self.dataloader, start=first):
             self.validation_pending = batch + 1 == len(self.dataloader) and self._validation_due(self._epoch + 1)
@@ -119,8 +131,11 @@ class EpochTrainLoop(EpochBasedTrainLoop):
     def _validation_due(self, epoch: int | None = None) -> bool:
         """Whether to validate once `epoch` epochs are done (by default those done so far)."""
         epoch = self._epoch if epoch is None else epoch
-        return (self.runner.val_loop is not None and epoch >= self.val_begin
-                and (epoch % self.val_interval == 0 or epoch == self._max_epochs))
+        return (
+            self.runner.val_loop is not None
+            and epoch >= self.val_begin
+            and (epoch % self.val_interval == 0 or epoch == self._max_epochs)
+        )
 
     def _validate(self) -> None:
         self.validation_pending = True

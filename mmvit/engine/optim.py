@@ -1,4 +1,5 @@
 """Optimizer: parameter groups by ordered name rules, mixed precision, and steps that are skipped when they are not finite."""
+
 from __future__ import annotations
 
 import math
@@ -12,7 +13,8 @@ import torch
 import torch.distributed as dist
 from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper
-from mmengine.registry import OPTIMIZERS as _OPTIMIZERS, Registry
+from mmengine.registry import OPTIMIZERS as _OPTIMIZERS
+from mmengine.registry import Registry
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
@@ -43,18 +45,24 @@ class ParamRuleConstructor:
         settings = dict(paramwise_cfg or {})
         self.rules: list[dict] = [dict(rule) for rule in settings.pop("rules", [])]
         for key in settings:
-            raise UserError(f"optim_wrapper.paramwise_cfg.{key}: nothing reads this key.{did_you_mean(key, ['rules'])} "
-                            "ParamRuleConstructor reads 'rules' only.")
+            raise UserError(
+                f"optim_wrapper.paramwise_cfg.{key}: nothing reads this key.{did_you_mean(key, ['rules'])} "
+                "ParamRuleConstructor reads 'rules' only."
+            )
         for i, rule in enumerate(self.rules):
             for key in rule:
                 if key not in RULE_KEYS:
-                    raise UserError(f"optim_wrapper.paramwise_cfg.rules[{i}].{key}: nothing reads this key."
-                                    f"{did_you_mean(key, RULE_KEYS)} A rule has {', '.join(RULE_KEYS)}.")
+                    raise UserError(
+                        f"optim_wrapper.paramwise_cfg.rules[{i}].{key}: nothing reads this key."
+                        f"{did_you_mean(key, RULE_KEYS)} A rule has {', '.join(RULE_KEYS)}."
+                    )
             if "pattern" not in rule:
                 raise UserError(f"optim_wrapper.paramwise_cfg.rules[{i}] has no 'pattern': {rule}")
 
     def groups(self, model: nn.Module) -> list[dict]:
         """Parameter groups ``dict(params, lr, weight_decay, names)`` in the order in which their first parameter appears."""
+        if "lr" not in self.optimizer_cfg:
+            raise UserError("optim_wrapper.optimizer has no 'lr'. Give the learning rate.")
         base_lr, base_decay = self.optimizer_cfg["lr"], self.optimizer_cfg.get("weight_decay", 0.0)
         matched = [False] * len(self.rules)
         groups: dict[tuple[float, float], dict] = {}
@@ -74,9 +82,11 @@ class ParamRuleConstructor:
         for rule, hit in zip(self.rules, matched, strict=True):
             if not hit and not rule.get("optional", False):
                 names = sorted({name.rsplit(".", 1)[0] for name, _ in model.named_parameters()})
-                raise UserError(f"Optimizer rule {rule['pattern']!r} fits no parameter of {type(model).__name__} that an "
-                                f"earlier rule leaves to it. Correct the pattern (modules are named like {names[0]!r}, "
-                                f"{names[-1]!r}) or mark the rule optional=True.")
+                raise UserError(
+                    f"Optimizer rule {rule['pattern']!r} fits no parameter of {type(model).__name__} that an "
+                    f"earlier rule leaves to it. Correct the pattern (modules are named like {names[0]!r}, "
+                    f"{names[-1]!r}) or mark the rule optional=True."
+                )
         return list(groups.values())
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
@@ -84,14 +94,20 @@ class ParamRuleConstructor:
         groups = self.groups(model)
         if not groups:
             raise UserError(f"{type(model).__name__} has no trainable parameter: nothing to optimize.")
-        lines = [f"{g['lr']:>10.3g} {g['weight_decay']:>12.3g} {len(g['params']):>8d} "
-                 f"{sum(p.numel() for p in g['params']):>12,d}  {g['names'][0]} ..." for g in groups]
-        MMLogger.get_current_instance().info("Parameter groups:\n        lr weight decay  tensors      weights  first\n"
-                                             + "\n".join(lines))
+        lines = [
+            f"{g['lr']:>10.3g} {g['weight_decay']:>12.3g} {len(g['params']):>8d} "
+            f"{sum(p.numel() for p in g['params']):>12,d}  {g['names'][0]} ..."
+            for g in groups
+        ]
+        MMLogger.get_current_instance().info(
+            "Parameter groups:\n        lr weight decay  tensors      weights  first\n" + "\n".join(lines)
+        )
         params = [{key: group[key] for key in ("params", "lr", "weight_decay")} for group in groups]
         optimizer = OPTIMIZERS.build(dict(self.optimizer_cfg, params=params))
         wrapper = OPTIM_WRAPPERS.build(dict(dict(type="AmpWrapper"), **self.optim_wrapper_cfg, optimizer=optimizer))
-        wrapper.parameter_names = {id(p): name for group in groups for p, name in zip(group["params"], group["names"], strict=True)}
+        wrapper.parameter_names = {
+            id(p): name for group in groups for p, name in zip(group["params"], group["names"], strict=True)
+        }
         return wrapper
 
 
@@ -116,16 +132,20 @@ class AmpWrapper(OptimWrapper):
     In distributed training all processes skip together: one all-reduce before each backward pass.
     """
 
-    def __init__(self, optimizer: Optimizer, dtype: str | None = None, accumulative_counts: int = 1,
-                 clip_grad: dict | None = None) -> None:
+    def __init__(
+        self, optimizer: Optimizer, dtype: str | None = None, accumulative_counts: int = 1, clip_grad: dict | None = None
+    ) -> None:
         super().__init__(optimizer, accumulative_counts=accumulative_counts, clip_grad=clip_grad)
         if dtype is not None and dtype not in AMP_TYPES:
-            raise UserError(f"optim_wrapper.dtype={dtype!r} is not a precision.{did_you_mean(dtype, AMP_TYPES)} "
-                            f"Use one of {', '.join(AMP_TYPES)}, or None for float32.")
+            raise UserError(
+                f"optim_wrapper.dtype={dtype!r} is not a precision.{did_you_mean(dtype, AMP_TYPES)} "
+                f"Use one of {', '.join(AMP_TYPES)}, or None for float32."
+            )
         self.device = optimizer.param_groups[0]["params"][0].device
         if dtype == "fp16" and self.device.type != "cuda":
-            raise UserError(f"fp16 training needs a CUDA GPU, the model is on {self.device}. "
-                            "Use --amp bf16, or train without --amp.")
+            raise UserError(
+                f"fp16 training needs a CUDA GPU, the model is on {self.device}. Use --amp bf16, or train without --amp."
+            )
         self.dtype = AMP_TYPES.get(dtype)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == "fp16")
         self.stepped = False

@@ -1,4 +1,5 @@
 """Train and test from Python; the commands do the same."""
+
 from __future__ import annotations
 
 import hashlib
@@ -13,7 +14,7 @@ from mmvit.engine.assembly import assemble
 from mmvit.engine.checkpoint import atomic_text, last_checkpoint, read_checkpoint
 from mmvit.engine.config import load_config
 from mmvit.engine.log import say, shown
-from mmvit.engine.runner import Runner
+from mmvit.engine.runner import Runner, same_classes
 from mmvit.engine.scalars import score_text
 from mmvit.errors import UserError
 
@@ -27,8 +28,14 @@ def train(config: str | Path | Config, **changes: Any) -> nn.Module:
     return Runner.from_cfg(cfg).train()
 
 
-def test(config: str | Path | Config, checkpoint: str | Path, out: str | Path | None = None, eval_layers: int | None = None,
-         deploy: bool = False, **changes: Any) -> dict[str, Any]:
+def test(
+    config: str | Path | Config,
+    checkpoint: str | Path,
+    out: str | Path | None = None,
+    eval_layers: int | None = None,
+    deploy: bool = False,
+    **changes: Any,
+) -> dict[str, Any]:
     """Evaluate a checkpoint on the validation data.
 
     Args:
@@ -43,15 +50,25 @@ def test(config: str | Path | Config, checkpoint: str | Path, out: str | Path | 
     """
     from mmvit.architectures import load_weights
     from mmvit.weights import resolve
-    cfg = assemble(config if isinstance(config, Config) else load_config(config), **changes)
+
+    cfg = assemble(config if isinstance(config, Config) else load_config(config), training=False, **changes)
     path = Path(checkpoint) if Path(checkpoint).is_file() else Path(resolve(str(checkpoint)))
-    for key in ("train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler", "val_dataloader", "val_cfg", "val_evaluator"):
+    for key in (
+        "train_dataloader",
+        "train_cfg",
+        "optim_wrapper",
+        "param_scheduler",
+        "val_dataloader",
+        "val_cfg",
+        "val_evaluator",
+    ):
         cfg.pop(key, None)
     cfg.model.pop("backbone_pretrained", None)
-    cfg.default_hooks = {name: None for name in (*cfg.get("default_hooks", {}), "checkpoint", "curves", "interrupt")} | dict(progress={})
+    cfg.default_hooks = dict.fromkeys((*cfg.get("default_hooks", {}), "checkpoint", "curves", "interrupt"))
     cfg.default_hooks.progress = dict(type="ProgressHook")
     runner = Runner.from_cfg(cfg)
-    load_weights(runner.bare_model, path)
+    classes = tuple(load_weights(runner.bare_model, path).get("classes") or ())
+    same_classes(classes, tuple(cfg.test_dataloader.dataset.classes), str(path), "evaluate it on data with its classes")
     if eval_layers is not None:
         if not hasattr(runner.bare_model, "set_eval_layers"):
             raise UserError(f"--eval-layers: {type(runner.bare_model).__name__} has no decoder layers to choose.")
@@ -59,9 +76,17 @@ def test(config: str | Path | Config, checkpoint: str | Path, out: str | Path | 
     if deploy:
         runner.bare_model.eval().deploy()
     scores = {key: float(value) for key, value in runner.test().items()}
-    report = dict(config=Path(cfg.filename).stem if cfg.filename else None, checkpoint=str(path), sha256=_sha256(path),
-                  data=cfg.test_dataloader.dataset.ann_file, images=len(runner.test_dataloader.dataset),
-                  parameters=sum(p.numel() for p in runner.bare_model.parameters()), eval_layers=eval_layers, deploy=deploy, scores=scores)
+    report = dict(
+        config=Path(cfg.filename).stem if cfg.filename else None,
+        checkpoint=str(path),
+        sha256=_sha256(path),
+        data=cfg.test_dataloader.dataset.ann_file,
+        images=len(runner.test_dataloader.dataset),
+        parameters=sum(p.numel() for p in runner.bare_model.parameters()),
+        eval_layers=eval_layers,
+        deploy=deploy,
+        scores=scores,
+    )
     target = Path(out) if out else Path(runner.work_dir) / "metrics.json"
     if runner.rank == 0:
         atomic_text(json.dumps(report, indent=2) + "\n", target)
@@ -78,13 +103,14 @@ def _sha256(path: Path) -> str:
 
 
 def replay_file(config: str | Path | Config, path: str | Path, **changes: Any) -> int:
-    """Run a saved bad batch again, with the weights of ``load_from`` or those under training in the last checkpoint of the work dir.
+    """Run a saved bad batch again, with the weights of ``load_from`` or those last saved in training.
 
     Returns 0 when everything is finite, else 1; the losses or the tensor at fault are printed.
     """
     from mmvit.engine.bad_batches import replay
     from mmvit.losses import NonFiniteError
     from mmvit.weights import load_into
+
     cfg = assemble(config if isinstance(config, Config) else load_config(config), **changes)
     cfg.model.pop("backbone_pretrained", None)
     runner = Runner.from_cfg(cfg)
@@ -94,7 +120,9 @@ def replay_file(config: str | Path | Config, path: str | Path, **changes: Any) -
     elif last is not None:
         checkpoint = read_checkpoint(last)
         average = checkpoint.get("ema_state_dict")  # holds the weights under training, see WarmupEMAHook
-        state = {k.removeprefix("module."): v for k, v in average.items() if k != "steps"} if average else checkpoint["state_dict"]
+        state = (
+            {k.removeprefix("module."): v for k, v in average.items() if k != "steps"} if average else checkpoint["state_dict"]
+        )
         load_into(runner.bare_model, state, source=str(last))
         say(f"weights under training of {shown(last)}")
     else:

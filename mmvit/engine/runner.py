@@ -1,4 +1,5 @@
 """MMEngine's runner with checkpoints that survive a crash, exact resume and a quiet console."""
+
 from __future__ import annotations
 
 import copy
@@ -24,9 +25,10 @@ from mmengine.visualization import Visualizer
 from torch import nn
 
 import mmvit
-from mmvit.engine import ema as _ema, hooks as _hooks, loops as _loops, optim as _optim  # noqa: F401 - they register
-from mmvit.engine.checkpoint import LAST, atomic_save, atomic_text, last_checkpoint, plain, read_checkpoint, remove_leftovers
+import mmvit.engine.ema
+import mmvit.engine.hooks
 from mmvit.engine.arguments import accepted_arguments
+from mmvit.engine.checkpoint import LAST, atomic_save, atomic_text, last_checkpoint, plain, read_checkpoint, remove_leftovers
 from mmvit.engine.log import quiet_console, say, shown
 from mmvit.errors import UserError, did_you_mean
 from mmvit.registry import MODELS, RUNNERS
@@ -62,7 +64,7 @@ class Runner(_Runner):
         self._device = torch.device((cfg or {}).get("device") or mmengine.device.get_device())
         super().__init__(*args, experiment_name=name, cfg=cfg, **kwargs)
 
-    # -- environment ------------------------------------------------------------------------------------------------------------
+    # -- environment -------------------------------------------------------------------------------
 
     @property
     def device(self) -> torch.device:
@@ -87,10 +89,12 @@ class Runner(_Runner):
         return super().build_visualizer(visualizer)
 
     def _log_env(self, env_cfg: dict) -> None:
-        self.logger.info(f"mmvit {mmvit.__version__}, MMEngine {mmengine.__version__}, PyTorch {torch.__version__}, Python "
-                         f"{sys.version.split()[0]}, {platform.platform()}, CUDA {torch.version.cuda}, "
-                         f"{torch.cuda.get_device_name() if self._device.type == 'cuda' else 'CPU'}, {self._world_size} process(es), "
-                         f"seed {self._seed}")
+        self.logger.info(
+            f"mmvit {mmvit.__version__}, MMEngine {mmengine.__version__}, PyTorch {torch.__version__}, Python "
+            f"{sys.version.split()[0]}, {platform.platform()}, CUDA {torch.version.cuda}, "
+            f"{torch.cuda.get_device_name() if self._device.type == 'cuda' else 'CPU'}, {self._world_size} process(es), "
+            f"seed {self._seed}"
+        )
         self.logger.info(f"Config:\n{self.cfg.pretty_text}")
 
     def register_default_hooks(self, hooks: dict[str, Hook | dict | None] | None = None) -> None:
@@ -98,7 +102,7 @@ class Runner(_Runner):
             if hook is not None:
                 self.register_hook(hook)
 
-    # -- model ------------------------------------------------------------------------------------------------------------------
+    # -- model -------------------------------------------------------------------------------------
 
     def build_model(self, model: nn.Module | dict) -> nn.Module:
         try:
@@ -109,8 +113,10 @@ class Runner(_Runner):
                 raise
             cls, key = MODELS.get(found[1]), found[2]
             known = sorted(accepted_arguments(cls) or ()) if cls else ()
-            raise UserError(f"Config key {key!r} of a part of the model: {found[1]} does not read it.{did_you_mean(key, known)}"
-                            + (f" It reads {', '.join(known)}." if known else "")) from error
+            raise UserError(
+                f"Config key {key!r} of a part of the model: {found[1]} does not read it.{did_you_mean(key, known)}"
+                + (f" It reads {', '.join(known)}." if known else "")
+            ) from error
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         if model_wrapper_cfg is not None or is_model_wrapper(model):
@@ -121,8 +127,12 @@ class Runner(_Runner):
         on_gpu = self._device.type == "cuda"
         if self.cfg.get("sync_bn") and on_gpu:
             model = convert_sync_batchnorm(model, self.cfg.sync_bn)
-        return MMDistributedDataParallel(module=model, device_ids=[self._device.index] if on_gpu else None, broadcast_buffers=False,
-                                         find_unused_parameters=self.cfg.get("find_unused_parameters", False))
+        return MMDistributedDataParallel(
+            module=model,
+            device_ids=[self._device.index] if on_gpu else None,
+            broadcast_buffers=False,
+            find_unused_parameters=self.cfg.get("find_unused_parameters", False),
+        )
 
     @property
     def bare_model(self) -> nn.Module:
@@ -154,10 +164,12 @@ class Runner(_Runner):
         for group in optim_wrapper.param_groups:
             group["lr"] = group["lr"] * batch / base
         if batch != base:
-            say(f"learning rate {before:.3g} × {batch}/{base} = {before * batch / base:.3g}: the batch is {batch}, the recipe's "
-                f"{base} (--no-auto-scale-lr keeps {before:.3g})")
+            say(
+                f"learning rate {before:.3g} × {batch}/{base} = {before * batch / base:.3g}: the batch is {batch}, "
+                f"the recipe's {base} (--no-auto-scale-lr keeps {before:.3g})"
+            )
 
-    # -- training and testing -----------------------------------------------------------------------------------------------------
+    # -- training and testing ----------------------------------------------------------------------
 
     def train(self) -> nn.Module:
         """Train; see MMEngine. Raises `mmvit.engine.Interrupted` when a signal stopped it."""
@@ -170,8 +182,10 @@ class Runner(_Runner):
                 return super().train()
         except Exception as error:
             if self.cfg.get("compile", None) and type(error).__module__.startswith("torch._"):
-                raise UserError(f"torch.compile failed ({type(error).__name__}: {str(error).strip().splitlines()[0]}). "
-                                "Train without --compile; on the CPU it needs a C++ compiler.") from error
+                raise UserError(
+                    f"torch.compile failed ({type(error).__name__}: {str(error).strip().splitlines()[0]}). "
+                    "Train without --compile; on the CPU it needs a C++ compiler."
+                ) from error
             raise
 
     def _find_resume(self) -> None:
@@ -202,6 +216,7 @@ class Runner(_Runner):
         With ``cfg.new_classes`` tensors whose shape differs keep their fresh values: training goes on to other classes.
         """
         from mmvit.weights import load_checkpoint, load_into
+
         model = self.bare_model
         state, meta = load_checkpoint(filename)
         state = model.convert(state) if hasattr(model, "convert") else state
@@ -213,7 +228,7 @@ class Runner(_Runner):
             if fresh:
                 say(f"{len(fresh)} tensors for other classes start afresh, first {fresh[0]}")
         else:
-            _same_classes(theirs, ours, filename, f"the data set has {len(ours)}", "add --new-classes to train the class layers anew")
+            same_classes(theirs, ours, filename, "add --new-classes to train the class layers anew")
         load_into(model, state, allow_missing=fresh, source=filename)
         say(f"weights loaded from {filename}")
         return dict(meta=meta)
@@ -228,18 +243,26 @@ class Runner(_Runner):
         checkpoint = read_checkpoint(filename)
         missing = [key for key in ("meta", "state_dict", "optimizer", "message_hub") if key not in checkpoint]
         if missing:
-            raise UserError(f"{filename} has no {', '.join(missing)}: training cannot be resumed from it. "
-                            "Start from its weights with --load-from instead.")
+            raise UserError(
+                f"{filename} has no {', '.join(missing)}: training cannot be resumed from it. "
+                "Start from its weights with --load-from instead."
+            )
         meta = checkpoint["meta"]
         theirs = tuple((meta.get("dataset_meta") or {}).get("classes", ()))
-        _same_classes(theirs, self._classes(), filename, f"the data set has {len(self._classes())}",
-                      "resume with the data it was trained on")
+        same_classes(
+            theirs,
+            self._classes(),
+            filename,
+            "resume with the data it was trained on",
+        )
         try:
             self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
             self.bare_model.load_state_dict(checkpoint["state_dict"])
         except RuntimeError as error:
-            raise UserError(f"{filename} does not fit the model of this config: {str(error).strip().splitlines()[1].strip()} "
-                            "Resume with the config (and --backbone) that the run was started with.") from error
+            raise UserError(
+                f"{filename} does not fit the model of this config: {str(error).strip().splitlines()[1].strip()} "
+                "Resume with the config (and --backbone) that the run was started with."
+            ) from error
         self._resume_seed(meta, filename)
         self.train_loop.seek(self._resume_iteration(meta))
         self.train_loop.validation_pending = bool(meta.get("validation_pending", False))
@@ -255,8 +278,10 @@ class Runner(_Runner):
     def _resume_seed(self, meta: dict, filename: str) -> None:
         seed = meta["seed"]
         if self._randomness_cfg.get("seed") not in (None, seed):
-            raise UserError(f"{filename} was trained with seed {seed}, this run asks for {self._randomness_cfg['seed']}: "
-                            f"the data order would change. Resume with --seed {seed}.")
+            raise UserError(
+                f"{filename} was trained with seed {seed}, this run asks for {self._randomness_cfg['seed']}: "
+                f"the data order would change. Resume with --seed {seed}."
+            )
         if seed != self._seed:
             self._seed = seed
             self.train_dataloader.sampler.seed = seed
@@ -267,34 +292,59 @@ class Runner(_Runner):
         if not before or before == now:
             return meta["iter"]
         iteration = meta["iter"] * now // before
-        self.logger.warning(f"an epoch had {before} iterations and has {now} now (another batch size, number of processes or data "
-                            f"set): going on from iteration {iteration} instead of {meta['iter']}, not exactly where it was")
+        self.logger.warning(
+            f"an epoch had {before} iterations and has {now} now (another batch size, number of processes or data "
+            f"set): going on from iteration {iteration} instead of {meta['iter']}, not exactly where it was"
+        )
         return iteration
 
     def _load_message_hub(self, state: dict) -> None:
-        scalars = {key: HistoryBuffer(item["log"].numpy(), item["count"].numpy(), item["max_length"])
-                   for key, item in state["log_scalars"].items()}
+        scalars = {
+            key: HistoryBuffer(item["log"].numpy(), item["count"].numpy(), item["max_length"])
+            for key, item in state["log_scalars"].items()
+        }
         self.message_hub.load_state_dict(dict(state, log_scalars=scalars))
 
-    # -- saving -------------------------------------------------------------------------------------------------------------------
+    # -- saving ------------------------------------------------------------------------------------
 
     @master_only
-    def save_checkpoint(self, out_dir: str, filename: str, file_client_args: dict | None = None, save_optimizer: bool = True,
-                        save_param_scheduler: bool = True, meta: dict | None = None, by_epoch: bool = True,
-                        backend_args: dict | None = None) -> None:
+    def save_checkpoint(
+        self,
+        out_dir: str,
+        filename: str,
+        file_client_args: dict | None = None,
+        save_optimizer: bool = True,
+        save_param_scheduler: bool = True,
+        meta: dict | None = None,
+        by_epoch: bool = True,
+        backend_args: dict | None = None,
+    ) -> None:
         """Write a checkpoint atomically; ``meta["iter"]`` is the number of iterations done."""
         loop, loader = self.train_loop, self.train_dataloader
         iteration = (meta or {}).get("iter", self.iter)
-        facts = dict(iter=iteration, epoch=iteration // len(loader), epoch_length=len(loader), batch_size=loader.batch_size,
-                     world_size=self.world_size, validation_pending=getattr(loop, "validation_pending", False), seed=self.seed,
-                     cfg=self._cfg_text(), experiment_name=self.experiment_name, time=time.strftime("%Y%m%d_%H%M%S"),
-                     mmvit_version=mmvit.__version__, mmengine_version=mmengine.__version__,
-                     dataset_meta=getattr(loader.dataset, "metainfo", None))
+        facts = dict(
+            iter=iteration,
+            epoch=iteration // len(loader),
+            epoch_length=len(loader),
+            batch_size=loader.batch_size,
+            world_size=self.world_size,
+            validation_pending=getattr(loop, "validation_pending", False),
+            seed=self.seed,
+            cfg=self._cfg_text(),
+            experiment_name=self.experiment_name,
+            time=time.strftime("%Y%m%d_%H%M%S"),
+            mmvit_version=mmvit.__version__,
+            mmengine_version=mmengine.__version__,
+            dataset_meta=getattr(loader.dataset, "metainfo", None),
+        )
         hub = self.message_hub.state_dict()
-        hub["log_scalars"] = {key: dict(log=buffer.data[0], count=buffer.data[1], max_length=buffer.max_length)
-                              for key, buffer in hub["log_scalars"].items()}
-        checkpoint = dict(meta=plain(facts | (meta or {})), state_dict=dict(plain(dict(self.bare_model.state_dict()))),
-                          message_hub=plain(hub))
+        hub["log_scalars"] = {
+            key: dict(log=buffer.data[0], count=buffer.data[1], max_length=buffer.max_length)
+            for key, buffer in hub["log_scalars"].items()
+        }
+        checkpoint = dict(
+            meta=plain(facts | (meta or {})), state_dict=dict(plain(dict(self.bare_model.state_dict()))), message_hub=plain(hub)
+        )
         if save_optimizer:
             checkpoint["optimizer"] = plain(self.optim_wrapper.state_dict())
             wrapper = self.optim_wrapper
@@ -333,18 +383,23 @@ class Runner(_Runner):
             val = f", {len(self.val_dataloader.dataset)} validation images" if self.val_loop is not None else ""
             lr = max(group.get("initial_lr", group["lr"]) for group in wrapper.optimizer.param_groups)
             amp = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(getattr(wrapper, "dtype", None), "float32")
-            lines += [f"data      {len(data.dataset)} training images{val}, {len(self._classes())} classes",
-                      f"schedule  {self.max_epochs} epochs of {len(data)} iterations, batch {data.batch_size}"
-                      + (f" × {self.world_size} processes" if self.world_size > 1 else "") + f", lr {lr:.3g}, {amp}, seed {self.seed}"]
+            lines += [
+                f"data      {len(data.dataset)} training images{val}, {len(self._classes())} classes",
+                f"schedule  {self.max_epochs} epochs of {len(data)} iterations, batch {data.batch_size}"
+                + (f" × {self.world_size} processes" if self.world_size > 1 else "")
+                + f", lr {lr:.3g}, {amp}, seed {self.seed}",
+            ]
         lines += [f"device    {where}", f"work dir  {shown(self.work_dir)}"]
         say("\n".join(lines))
 
 
-def _same_classes(theirs: tuple[str, ...], ours: tuple[str, ...], filename: str, data: str, remedy: str) -> None:
+def same_classes(theirs: tuple[str, ...], ours: tuple[str, ...], filename: str, remedy: str) -> None:
     """Raise `UserError` when a checkpoint and the data set disagree on the classes (where both are known)."""
     if not theirs or not ours or theirs == ours:
         return
     differ = next((i for i, (a, b) in enumerate(itertools.zip_longest(theirs, ours)) if a != b), 0)
     names = [repr(classes[differ]) if differ < len(classes) else "nothing" for classes in (theirs, ours)]
-    raise UserError(f"{filename} has {len(theirs)} classes, {data}; class {differ} is {names[0]} in the checkpoint and {names[1]} in the "
-                    f"data: {remedy}.")
+    raise UserError(
+        f"{filename} has {len(theirs)} classes, the data set has {len(ours)}; class {differ} is {names[0]} in the checkpoint and "
+        f"{names[1]} in the data: {remedy}."
+    )

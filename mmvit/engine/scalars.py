@@ -1,4 +1,5 @@
 """The record of a training run: scalars in a file, and their curves."""
+
 from __future__ import annotations
 
 import json
@@ -67,6 +68,7 @@ def draw_curves(records: Sequence[dict[str, Any]], metric: str, path: Path) -> N
     """Draw loss over epochs and, where measured, `metric` over epochs to the PNG file `path`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+
     losses = [(r["epoch"], r["loss"]) for r in records if r.get("loss") is not None]
     scores = [(r["epoch"], r[metric]) for r in records if r.get(metric) is not None]
     figure = Figure(figsize=(9, 3.6), dpi=110, layout="constrained")

@@ -55,6 +55,7 @@ class DETRCriterion:
         Raises:
             NonFiniteError: a prediction or a loss holds NaN or infinity.
         """
+        count = self._object_count(targets, layers[0][0].device)  # first: every process takes part, also one that raises below
         layers, denoising_layers = [_full(p) for p in layers], [_full(p) for p in denoising_layers]
         encoder = None if encoder is None else _full(encoder)
         named = {f"{part} of decoder layer {i}": t for i, p in enumerate(layers) for part, t in zip(("logits", "boxes"), p)}
@@ -64,7 +65,6 @@ class DETRCriterion:
                   for i, p in enumerate(denoising_layers) for part, t in zip(("logits", "boxes"), p)}
         check_finite(named, image_ids)
 
-        count = self._object_count(targets, layers[0][0].device)
         result = {}
         matched = layers[-1:] if self.share_matches else layers
         matches = hungarian_match(*(torch.stack(part) for part in zip(*matched)), targets, self.cost)

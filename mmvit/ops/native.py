@@ -30,7 +30,7 @@ def compiled_mmcv() -> ModuleType | None:
     """mmcv's compiled ``mmcv._ext``, or None where mmcv or its extension is absent or does not load."""
     loaded = sys.modules.get("mmcv._ext")
     if loaded is not None:
-        return None if hasattr(loaded, STAND_IN_MARK) else loaded
+        return None if STAND_IN_MARK in vars(loaded) else loaded
     package = importlib.util.find_spec("mmcv")
     if package is None or importlib.machinery.PathFinder.find_spec("mmcv._ext", package.submodule_search_locations) is None:
         return None
@@ -75,7 +75,8 @@ def _works(op: str, function: Callable, device_type: str) -> bool:
     arguments = [a.to(device_type) if isinstance(a, Tensor) else a for a in arguments]
     with torch.no_grad():
         result = function(*arguments)
-    return bool(torch.allclose(result.to("cpu", torch.float32), torch.tensor(expected), atol=1e-4))
+    expected = torch.tensor(expected, dtype=torch.float32)
+    return result.shape == expected.shape and torch.allclose(result.to("cpu", torch.float32), expected, atol=1e-4)
 
 
 def _probe(op: str) -> tuple[list, list[float]]:

@@ -33,18 +33,19 @@ def roi_align(features: Tensor, rois: Tensor, output_size: int | tuple[int, int]
             than one feature pixel (the older definition).
 
     Returns:
-        (R, C, height, width). A RoI without area (`aligned` and `sampling_ratio` 0), or not finite, gives zeros.
+        (R, C, height, width). A RoI without area (`aligned` and `sampling_ratio` 0) gives zeros, as does one that is
+        not finite (a compiled kernel may raise there).
     """
     if pool_mode not in ("avg", "max"):
         raise ValueError(f"pool_mode must be 'avg' or 'max', got {pool_mode!r}")
     size = _pair(output_size)
     _check(features, rois)
     rois = rois.detach().to(features.dtype)
-    found = native.find("roi_align", features.device) if native.takes(features) and len(rois) else None
-    if found is not None and (pool_mode == "avg" or found.source != "torchvision"):
-        return found.function(features, rois, size, float(spatial_scale), int(sampling_ratio), pool_mode, bool(aligned))
     if pool_mode == "max":
         return roi_align_argmax(features, rois, size, spatial_scale, sampling_ratio, aligned)[0]
+    found = native.find("roi_align", features.device) if native.takes(features) and len(rois) else None
+    if found is not None:
+        return found.function(features, rois, size, float(spatial_scale), int(sampling_ratio), "avg", bool(aligned))
     wide = at_least_float32(features)
     grid = _sampling_grid(rois.to(wide.dtype), size, spatial_scale, sampling_ratio, aligned)
     return _average(wide, grid, size).to(features.dtype)
