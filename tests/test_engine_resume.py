@@ -143,7 +143,7 @@ def test_command_stops_on_sigterm_and_resumes(tmp_path, data):
         "--batch-size",
         "4",
         "--workers",
-        "0",
+        "1",
         "--seed",
         "3",
         "--device",
@@ -154,13 +154,13 @@ def test_command_stops_on_sigterm_and_resumes(tmp_path, data):
     ]
     environment = dict(os.environ, OMP_NUM_THREADS="1")
     process = subprocess.Popen(
-        [*command, "--epochs", "4000"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+        [*command, "--epochs", "4000"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
     )
     lines = []
     for line in process.stdout:
         lines.append(line)
         if line.startswith("epoch 2/"):
-            process.send_signal(signal.SIGTERM)
+            os.killpg(process.pid, signal.SIGTERM)  # a scheduler signals the data loading processes too
             break
     lines += process.stdout.readlines()
     assert process.wait(timeout=60) == 143

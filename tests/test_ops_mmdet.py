@@ -2,20 +2,12 @@
 # ruff: noqa: C408  (configs in the style of mmdet)
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import pytest
 import torch
 
 from mmvit.ops import prepare_openmmlab
-
-prepare_openmmlab()
-
-import mmdet.models  # noqa: E402, F401  (fills the registry)
-from mmdet.registry import MODELS  # noqa: E402
-from mmdet.structures import DetDataSample  # noqa: E402
-from mmdet.structures.mask import BitmapMasks  # noqa: E402
-from mmengine.config import ConfigDict  # noqa: E402
-from mmengine.registry import DefaultScope  # noqa: E402
-from mmengine.structures import InstanceData  # noqa: E402
 
 BACKBONE = dict(type="ResNet", depth=18, base_channels=8, num_stages=4, out_indices=(0, 1, 2, 3), init_cfg=None)
 NECK = dict(type="FPN", in_channels=[8, 16, 32, 64], out_channels=16, num_outs=5)
@@ -63,7 +55,20 @@ def retina_net() -> dict:
         test_cfg=dict(nms_pre=100, min_bbox_size=0, score_thr=0.0, nms=dict(type="nms", iou_threshold=0.5), max_per_img=10))
 
 
+@pytest.fixture(autouse=True)
+def mmdet_scope() -> Iterator[None]:
+    """mmdet is imported when a test runs: it takes seconds, and every worker collects this file."""
+    prepare_openmmlab()
+    import mmdet.models  # noqa: F401  (fills the registry)
+    from mmengine.registry import DefaultScope
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        yield
+
+
 def batch() -> dict:
+    from mmdet.structures import DetDataSample
+    from mmdet.structures.mask import BitmapMasks
+    from mmengine.structures import InstanceData
     samples = []
     for boxes in ([[4.0, 6, 40, 50], [20, 20, 60, 60]], []):  # the second picture is empty
         instances = InstanceData(bboxes=torch.tensor(boxes).reshape(-1, 4), labels=torch.arange(len(boxes)))
@@ -80,27 +85,28 @@ def batch() -> dict:
 
 
 @pytest.mark.parametrize("config", [mask_rcnn, retina_net])
-def test_detector_trains_and_predicts(config) -> None:
+def test_detector_trains_and_predicts(config: Callable[[], dict]) -> None:
+    from mmdet.registry import MODELS
+    from mmengine.config import ConfigDict
     torch.manual_seed(0)
-    with DefaultScope.overwrite_default_scope("mmdet"):
-        model = MODELS.build(ConfigDict(config()))
-        optimizer = torch.optim.Adam(model.parameters(), 1e-3)
-        totals = []
-        for _ in range(3):
-            torch.manual_seed(1)  # the same boxes are sampled
-            data = model.data_preprocessor(batch(), training=True)
-            losses = model.loss(data["inputs"], data["data_samples"])
-            total, _ = model.parse_losses(losses)
-            optimizer.zero_grad()
-            total.backward()
-            optimizer.step()
-            totals.append(float(total.detach()))
-        assert totals[-1] < totals[0]
-        trained = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
-        assert [name for name, gradient in trained.items() if gradient is None or not gradient.isfinite().all()] == []
-        model.eval()
-        with torch.no_grad():
-            results = model.test_step(batch())
+    model = MODELS.build(ConfigDict(config()))
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    totals = []
+    for _ in range(3):
+        torch.manual_seed(1)  # the same boxes are sampled
+        data = model.data_preprocessor(batch(), training=True)
+        losses = model.loss(data["inputs"], data["data_samples"])
+        total, _ = model.parse_losses(losses)
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        totals.append(float(total.detach()))
+    assert totals[-1] < totals[0]
+    trained = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    assert [name for name, gradient in trained.items() if gradient is None or not gradient.isfinite().all()] == []
+    model.eval()
+    with torch.no_grad():
+        results = model.test_step(batch())
     for result in results:
         found = result.pred_instances
         assert 0 < len(found) <= 10 and found.bboxes.isfinite().all() and found.bboxes.max() <= 64

@@ -71,7 +71,7 @@ def test_roi_align_follows_the_loop(ratio: int, scale: float, size: tuple[int, i
 @pytest.mark.parametrize("mode", ["avg", "max"])
 @pytest.mark.parametrize("ratio", [0, 2])
 def test_roi_align_gradient(mode: str, ratio: int) -> None:
-    x = features().requires_grad_()
+    x = features()[:, :1].requires_grad_()
     assert torch.autograd.gradcheck(lambda x: roi_align(x, ROIS.double(), (2, 2), 0.7, ratio, mode), x)
 
 
@@ -142,4 +142,4 @@ def test_roi_pool_follows_the_loop(size: tuple[int, int], scale: float, device: 
 
 
 def test_roi_pool_gradient() -> None:
-    assert torch.autograd.gradcheck(lambda x: roi_pool(x, ROIS.double(), (2, 2), 0.7), features().requires_grad_())
+    assert torch.autograd.gradcheck(lambda x: roi_pool(x, ROIS.double(), (2, 2), 0.7), features()[:, :1].requires_grad_())

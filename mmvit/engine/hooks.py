@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from mmvit.engine.log import console, say, shown
 from mmvit.engine.loops import StopValidation
@@ -40,6 +40,20 @@ class RuntimeHook(Hook):
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         runner.message_hub.update_info("iter", runner.iter)
+
+
+def outlive_signals(worker_id: int) -> None:
+    """Let a data loading process survive the first signal sent to the whole process group, so that training ends in order.
+
+    A scheduler that stops a job signals every process of it; without loaders the step under way would fail. The second SIGTERM
+    (of the training process, when it ends) is obeyed.
+    """
+
+    def first(signum: int, frame: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, first)
 
 
 class Interrupted(SystemExit):
@@ -226,14 +240,8 @@ class ProgressHook(Hook):
         self._loss, self._count, self._shown_at = 0.0, 0, time.monotonic()
         self._speed = 0.0  # seconds per iteration, smoothed
         if is_main_process() and console().is_terminal:
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=None),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TextColumn("{task.fields[info]}"),
-                console=console(),
-            )
+            columns = (TextColumn("{task.description}"), BarColumn(12), MofNCompleteColumn(), TextColumn("{task.fields[info]}"))
+            self._bar = Progress(*columns, console=console(), refresh_per_second=2)
             self._task = self._bar.add_task("training", total=runner.max_iters, completed=runner.iter, info="")
             self._bar.start()
 
@@ -257,7 +265,7 @@ class ProgressHook(Hook):
         images = runner.train_dataloader.batch_size * runner.world_size / self._speed
         lr = max(group["lr"] for group in runner.optim_wrapper.optimizer.param_groups)
         left = duration((runner.max_iters - done) * self._speed)
-        info = f"{loss}  lr {lr:.3g}  {images:.1f} images/s  {left} left{self._score}"
+        info = f"{loss}  lr {lr:.2g}  {images:.1f} img/s  {left} left{self._score}"
         where = f"epoch {runner.epoch + 1}/{runner.max_epochs}"
         if self._bar:
             self._bar.update(self._task, completed=done, description=where, info=info)

@@ -23,11 +23,12 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner as _Runner
 from mmengine.visualization import Visualizer
 from torch import nn
+from torch.utils.data import DataLoader
 
 import mmvit
 import mmvit.engine.ema
-import mmvit.engine.hooks
 from mmvit.engine.arguments import accepted_arguments
+from mmvit.engine.hooks import outlive_signals
 from mmvit.engine.checkpoint import LAST, atomic_save, atomic_text, last_checkpoint, plain, read_checkpoint, remove_leftovers
 from mmvit.engine.log import quiet_console, say, shown
 from mmvit.errors import UserError, did_you_mean
@@ -77,6 +78,12 @@ class Runner(_Runner):
         super().setup_env(env_cfg)
         if self.distributed and self._device.type == "cuda":
             self._device = torch.device("cuda", torch.cuda.current_device())
+
+    @staticmethod
+    def build_dataloader(dataloader: DataLoader | dict, seed: int | None = None, diff_rank_seed: bool = False) -> DataLoader:
+        if isinstance(dataloader, dict) and "worker_init_fn" not in dataloader:
+            dataloader = dict(dataloader, worker_init_fn=dict(type=outlive_signals))
+        return _Runner.build_dataloader(dataloader, seed, diff_rank_seed)
 
     def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
         logger = super().build_logger(*args, **kwargs)

@@ -50,11 +50,16 @@ def ms_deform_attn(value: Tensor, spatial_shapes: Shapes, sampling_locations: Te
     locations, weights = locations.to(wide.dtype), weights.to(wide.dtype)
     if method == "discrete":
         output = _discrete(wide, shapes, locations, weights, points)
-    elif value.device.type == "cpu" and not torch.onnx.is_in_onnx_export() and not torch.compiler.is_exporting():
+    elif value.device.type == "cpu" and not _is_exporting():
         output = _bilinear_rows(wide, shapes, locations, weights, points)
     else:
         output = _bilinear_grid(wide, shapes, locations, weights, points)
     return output.to(value.dtype)
+
+
+def _is_exporting() -> bool:
+    # older PyTorch cannot tell export from compilation
+    return torch.onnx.is_in_onnx_export() or getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)()
 
 
 def _as_shapes(spatial_shapes: Shapes) -> list[tuple[int, int]]:
@@ -160,7 +165,7 @@ def _discrete(value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, w
     column = (locations[..., 0] * width + 0.5).long().clamp(min=0).minimum(torch.minimum(height, width).long() - 1)
     row = (locations[..., 1] * height + 0.5).long().clamp(min=0).minimum(height.long() - 1)
     index = (row * width.long() + column) * value.shape[2] + _row_base(value, shapes, points)
-    if value.device.type == "cpu" and not torch.onnx.is_in_onnx_export() and not torch.compiler.is_exporting():
+    if value.device.type == "cpu" and not _is_exporting():
         return _gather(value, index, weights)
     batch, queries, heads, _ = index.shape
     rows = value.reshape(-1, value.shape[-1])[index]  # (B, Q, heads, points, dim)

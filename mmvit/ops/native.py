@@ -42,7 +42,12 @@ def compiled_mmcv() -> ModuleType | None:
 
 
 def find(op: str, device: torch.device) -> Kernel | None:
-    """The native kernel for `op` on `device`, with the signature of its adapter below, or None: use PyTorch."""
+    """The native kernel for `op` on `device`, with the signature of its adapter below, or None: use PyTorch.
+
+    None as well while `torch.compile` or an export traces the call: they do better with PyTorch's own operators.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return None
     return _find(op, torch.device(device).type)
 
 

@@ -86,7 +86,8 @@ def _sampling_grid(rois: Tensor, size: tuple[int, int], spatial_scale: float, sa
     axes = []
     for axis, bins in ((1, size[0]), (0, size[1])):
         bin_size = extent[:, axis] / bins
-        count = bin_size.ceil() if sampling_ratio <= 0 else torch.full_like(bin_size, sampling_ratio)
+        # in float32 for every dtype, as the compiled kernel: a bin of 2 + 1e-15 pixels has two samples
+        count = bin_size.float().ceil() if sampling_ratio <= 0 else torch.full_like(bin_size, sampling_ratio)
         finite = corners.isfinite().all(1)
         axes.append(Axis(corners[:, axis], bin_size, torch.where(finite, count, 0).clamp(min=0).long()))
     return Grid(rois[:, 0].long(), *axes)

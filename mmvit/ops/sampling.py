@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def bilinear_taps(y: Tensor, x: Tensor, height: Tensor | int, width: Tensor | int) -> tuple[Tensor, Tensor]:
+def bilinear_taps(y: Tensor, x: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     """The four pixels around each position and their bilinear weights; pixels outside the map weigh nothing.
 
     Args:
         y, x: (...) positions in pixels; pixel centres lie at whole numbers.
-        height, width: size of the map, as numbers or as tensors that broadcast against `y`.
+        height, width: size of the map.
 
     Returns:
         index (..., 4) int64 into the row-major pixels, always inside the map, and weight (..., 4), differentiable
@@ -32,19 +32,13 @@ def bilinear_taps(y: Tensor, x: Tensor, height: Tensor | int, width: Tensor | in
     return index, weight
 
 
-def _axis_taps(fraction: Tensor, low: Tensor, size: Tensor | int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def _axis_taps(fraction: Tensor, low: Tensor, size: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     indices, weights = [], []
     for tap, weight in ((low, 1 - fraction), (low + 1, fraction)):
-        indices.append(_clamp(tap.long(), size))  # after the conversion: NaN becomes a number and then a valid index
+        indices.append(tap.long().clamp(0, size - 1))  # after the conversion: NaN becomes a number and then a valid index
         weights.append(weight * ((tap >= 0) & (tap < size)))
     weights[1] = weights[1] * ((low >= 0) | (fraction > 0))
     return tuple(indices), tuple(weights)
-
-
-def _clamp(index: Tensor, size: Tensor | int) -> Tensor:
-    if isinstance(size, Tensor):
-        return index.clamp(min=0).minimum(size.long() - 1)
-    return index.clamp(0, size - 1)
 
 
 def weighted_rows(table: Tensor, index: Tensor, weight: Tensor, starts: Tensor | None = None) -> Tensor:
