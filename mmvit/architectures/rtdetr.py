@@ -5,6 +5,7 @@ for Real-Time Detection Transformer" (arXiv 2407.17140).
 """
 from __future__ import annotations
 
+import logging
 import re
 from typing import Any
 
@@ -113,7 +114,7 @@ class RTDETR(BaseModel):
         except UserError as error:
             if self.backbone_pretrained is not True:
                 raise
-            print_log(f"The backbone starts from RANDOM weights, which costs accuracy: {error}", "current", "WARNING")
+            print_log(f"The backbone starts from RANDOM weights, which costs accuracy: {error}", "current", logging.WARNING)
         else:
             print_log(f"The backbone starts from the published weights of {source}.", "current")
 

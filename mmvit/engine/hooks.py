@@ -43,17 +43,21 @@ class RuntimeHook(Hook):
 
 
 def outlive_signals(worker_id: int) -> None:
-    """Let a data loading process survive the first signal sent to the whole process group, so that training ends in order.
+    """Let a data loading process end when its parent says so, not on signals to the whole job.
 
-    A scheduler that stops a job signals every process of it; without loaders the step under way would fail. The second SIGTERM
-    (of the training process, when it ends) is obeyed.
+    A terminal or a scheduler that stops a run signals every process of it; without its loaders training could not finish the
+    step under way. (A loader whose parent is gone ends by itself.)
     """
-
-    def first(signum: int, frame: Any) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, first)
+    if hasattr(signal, "sigwaitinfo"):  # Linux
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with_parent(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 class Interrupted(SystemExit):
