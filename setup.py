@@ -1,4 +1,5 @@
 """Packaging of mmvit: ``pip install -e .`` needs no compiler."""
+
 from pathlib import Path
 
 from setuptools import find_packages, setup

@@ -1,4 +1,5 @@
 """Detect objects in pictures and videos: ``python demo/image_demo.py img.jpg``. The same as ``mmvit predict``."""
+
 import sys
 
 from mmvit.cli import run_command

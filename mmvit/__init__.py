@@ -2,6 +2,7 @@
 
 ``import mmvit`` is cheap: the names below are imported on first use.
 """
+
 from __future__ import annotations
 
 import importlib
@@ -15,8 +16,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["Predictor", "__version__", "create_backbone", "create_model", "list_backbones", "list_models"]
 
-_HOME = {"create_backbone": "mmvit.backbones", "list_backbones": "mmvit.backbones", "create_model": "mmvit.architectures",
-         "list_models": "mmvit.architectures", "Predictor": "mmvit.inference"}
+_HOME = {
+    "create_backbone": "mmvit.backbones",
+    "list_backbones": "mmvit.backbones",
+    "create_model": "mmvit.architectures",
+    "list_models": "mmvit.architectures",
+    "Predictor": "mmvit.inference",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,9 +1,10 @@
 """Compare networks, losses and other functions with recorded numbers of the official implementations ("goldens").
 
-A golden is a json file: the official state-dict keys and shapes, deterministic weights and inputs made from key names and seeds
-alone, and probes of the official outputs. Networks are checked in float64: the official state dict is filled, converted with the
-model's own `convert`, loaded strictly, run, and compared; every parameter must take part in some output.
+A golden is a json file: the official state-dict keys and shapes, deterministic weights and inputs made from key names and
+seeds alone, and probes of the official outputs. Networks are checked in float64: the official state dict is filled, converted
+with the model's own `convert`, loaded strictly, run, and compared; every parameter must take part in some output.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -41,7 +42,7 @@ def fill_image(shape: list[int], seed: int = 0) -> np.ndarray:
 
 def probe_index(size: int, count: int = 64) -> np.ndarray:
     """Flat positions at which an output of `size` elements is recorded."""
-    return np.random.RandomState(size % (2 ** 32)).randint(0, size, count)
+    return np.random.RandomState(size % (2**32)).randint(0, size, count)
 
 
 @dataclass
@@ -86,13 +87,18 @@ class Report:
             self.failures.append(f"{label}: shape {list(array.shape)}, expected {golden['shape']}")
             return
         probes = array.reshape(-1)[probe_index(array.size)]
-        for part, got, want in (("probes", probes, golden["probes"]), ("mean", array.mean(), golden["mean"]), ("std", array.std(), golden["std"])):
+        for part, got, want in (
+            ("probes", probes, golden["probes"]),
+            ("mean", array.mean(), golden["mean"]),
+            ("std", array.std(), golden["std"]),
+        ):
             self.compare(f"{label} {part}", got, want, golden["absmax"], tolerance)
 
     def line(self) -> str:
         """One line: name, cases, largest relative error, unused keys, pass or fail."""
         verdict = "pass" if self.passed else "FAIL"
-        text = f"{verdict}  {self.name:<44} {self.cases} case{'s' if self.cases != 1 else ' '}  error {self.error:.1e}  unused keys {len(self.unused)}"
+        cases = f"{self.cases} case{'s' if self.cases != 1 else ' '}"
+        text = f"{verdict}  {self.name:<44} {cases}  error {self.error:.1e}  unused keys {len(self.unused)}"
         details = self.failures[:3] + ([f"never used: {', '.join(self.unused[:3])}"] if self.unused else [])
         return text + "".join(f"\n      {d}" for d in details)
 
@@ -108,25 +114,30 @@ def tolerance_of(golden: dict[str, Any], case: dict[str, Any], output: str) -> f
 
 # ---------------------------------------------------------------------------------------------------------------- networks
 
+
 def official_state(golden: dict[str, Any]) -> dict[str, Any]:
     """The filled part of the official state dict, as tensors."""
-    import torch  # noqa: PLC0415
+    import torch
 
     state = {key: torch.from_numpy(fill_values(key, shape)) for key, shape in golden["filled"].items()}
     for override in golden.get("fill_overrides", ()):
         for key in [k for k in state if re.search(override["keys"], k)]:
-            state[key] = torch.full_like(state[key], override["constant"]) if "constant" in override else state[key] * override["scale"]
+            state[key] = (
+                torch.full_like(state[key], override["constant"]) if "constant" in override else state[key] * override["scale"]
+            )
     return state
 
 
 def load_official(report: Report, model: Any, convert: Callable, golden: dict[str, Any]) -> None:
     """Fill, convert and load strictly; ``kept`` buffers must be computed by the model or dropped by `convert`."""
-    import torch  # noqa: PLC0415
+    import torch
 
     state = convert(official_state(golden))
     known = model.state_dict()
     problems = model.load_state_dict(state, strict=False)
-    missing = [k for k in problems.missing_keys if k in dict(model.named_parameters()) or k.endswith(("running_mean", "running_var"))]
+    missing = [
+        k for k in problems.missing_keys if k in dict(model.named_parameters()) or k.endswith(("running_mean", "running_var"))
+    ]
     kept = convert({k: torch.empty(shape) for k, shape in golden.get("kept", {}).items()})
     unexpected = [*problems.unexpected_keys, *(k for k in kept if k not in known and not k.endswith("num_batches_tracked"))]
     report.equal("missing keys", missing, [])
@@ -137,7 +148,7 @@ def load_official(report: Report, model: Any, convert: Callable, golden: dict[st
 
 def frozen_affines(model: Any, golden: dict[str, Any]) -> int:
     """Affines of frozen norms, where the golden counts them as parameters."""
-    from mmvit.layers.conv import FrozenBatchNorm2d  # noqa: PLC0415
+    from mmvit.layers.conv import FrozenBatchNorm2d
 
     count = sum(m.weight.numel() + m.bias.numel() for m in model.modules() if isinstance(m, FrozenBatchNorm2d))
     return count if golden["params"] == sum(p.numel() for p in model.parameters()) + count else 0
@@ -145,15 +156,21 @@ def frozen_affines(model: Any, golden: dict[str, Any]) -> int:
 
 def inputs_of(case: dict[str, Any]) -> list[Any]:
     """The case's input tensors in float64."""
-    import torch  # noqa: PLC0415
+    import torch
 
-    specs = [case["input"]] if "input" in case else list(case["inputs"].values() if isinstance(case["inputs"], dict) else case["inputs"])
+    specs = (
+        [case["input"]]
+        if "input" in case
+        else list(case["inputs"].values() if isinstance(case["inputs"], dict) else case["inputs"])
+    )
     return [torch.from_numpy(fill_image(s["shape"], s["seed"])).double() for s in specs]
 
 
-def check_network(report: Report, golden: dict[str, Any], model: Any, convert: Callable, run: Callable, training_only: set[str] = frozenset()) -> None:
-    """Run every case: ``run(model, inputs, case) -> {output name: tensor}``; the gradient of all outputs finds unused parameters."""
-    import torch  # noqa: PLC0415
+def check_network(
+    report: Report, golden: dict[str, Any], model: Any, convert: Callable, run: Callable, training_only: set[str] = frozenset()
+) -> None:
+    """Run every case: ``run(model, inputs, case) -> {output: tensor}``; the gradients find unused parameters."""
+    import torch
 
     load_official(report, model, convert, golden)
     if report.failures:
@@ -167,7 +184,11 @@ def check_network(report: Report, golden: dict[str, Any], model: Any, convert: C
                 report.failures.append(f"output {name!r} is not computed")
                 continue
             report.output(name, outputs[name], expected, tolerance_of(golden, case, name))
-        loss = sum((o * torch.linspace(0.5, 1.5, o.numel(), dtype=o.dtype).view_as(o)).sum() for o in outputs.values() if o.requires_grad)
+        loss = sum(
+            (o * torch.linspace(0.5, 1.5, o.numel(), dtype=o.dtype).view_as(o)).sum()
+            for o in outputs.values()
+            if o.requires_grad
+        )
         model.zero_grad()
         loss.backward()
         used |= {n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
@@ -177,8 +198,8 @@ def check_network(report: Report, golden: dict[str, Any], model: Any, convert: C
 
 
 def changes_output(model: Any, name: str, case: dict[str, Any], run: Callable) -> bool:
-    """Whether another value of parameter `name` changes some output (for those that no gradient reaches, such as rounded positions)."""
-    import torch  # noqa: PLC0415
+    """Whether another value of parameter `name` changes some output (no gradient reaches rounded positions, say)."""
+    import torch
 
     with torch.no_grad():
         parameter = model.get_parameter(name)
@@ -191,7 +212,7 @@ def changes_output(model: Any, name: str, case: dict[str, Any], run: Callable) -
 
 def check_backbone(report: Report, golden: dict[str, Any], name: str) -> None:
     """Outputs are named by stride: s8, s16, ..."""
-    from mmvit.backbones import create_backbone  # noqa: PLC0415
+    from mmvit.backbones import create_backbone
 
     wanted = {int(key[1:]) for case in golden["cases"] for key in case["outputs"] if re.fullmatch(r"s\d+", key)}
     model = create_backbone(name)
@@ -221,6 +242,7 @@ def is_filled(buffer: str) -> bool:
 
 # ----------------------------------------------------------------------------------------------------------------- RT-DETR
 
+
 def rtdetr_name(name: str) -> str:
     """Golden name -> model name: rtdetrv2_r50vd_m_dsp_keys -> rtdetrv2_r50m_dsp."""
     return re.sub(r"(r\d+)vd(?:_(m))?", r"\1\2", re.sub(r"_(keys|nonsquare)$", "", name))
@@ -228,7 +250,7 @@ def rtdetr_name(name: str) -> str:
 
 def check_rtdetr(report: Report, golden: dict[str, Any], name: str) -> None:
     """A whole RT-DETR: features, selected proposals, all decoder layers, and the evaluated one."""
-    from mmvit.architectures import create_model  # noqa: PLC0415
+    from mmvit.architectures import create_model
 
     model = create_model(rtdetr_name(name))
     if "cases" not in golden:
@@ -245,7 +267,11 @@ def check_rtdetr(report: Report, golden: dict[str, Any], name: str) -> None:
         model.set_eval_layers(evaluated)
         strides = [stride for _, stride in model.backbone.feature_info]
         found = {f"{part}{s}": x for part, maps in (("backbone", features), ("encoder", levels)) for s, x in zip(strides, maps)}
-        named = {"enc_topk": output.proposals, "pred": output.layers[evaluated - 1], **{f"dec{i}": p for i, p in enumerate(output.layers)}}
+        named = {
+            "enc_topk": output.proposals,
+            "pred": output.layers[evaluated - 1],
+            **{f"dec{i}": p for i, p in enumerate(output.layers)},
+        }
         order = output.tokens.argsort(-1)
         ties = case.get("near_tie_ranks", [])
         for key, prediction in named.items():
@@ -254,7 +280,9 @@ def check_rtdetr(report: Report, golden: dict[str, Any], name: str) -> None:
                 found[f"{key}_{part}_by_token"] = value.gather(1, order[..., None].expand_as(value))
         for image, head in enumerate(case.get("topk_index_head", ())):
             clear = [i for i in range(len(head)) if not {i, i - 1} & set(ties[image] if ties else ())]
-            report.equal(f"selected tokens of image {image}", [int(output.tokens[image, i]) for i in clear], [head[i] for i in clear])
+            report.equal(
+                f"selected tokens of image {image}", [int(output.tokens[image, i]) for i in clear], [head[i] for i in clear]
+            )
         return {key: found[key] for key in case["outputs"] if key in found and not _tied(key, case)}
 
     skipped = {key for case in golden["cases"] for key in case["outputs"] if _tied(key, case)}
@@ -270,10 +298,12 @@ def _tied(key: str, case: dict[str, Any]) -> bool:
 
 def check_hybrid_encoder(report: Report, golden: dict[str, Any], name: str) -> None:
     """The neck alone; outputs p8, p16, p32."""
-    from mmvit.necks import HybridEncoder  # noqa: PLC0415
+    from mmvit.necks import HybridEncoder
 
     c = golden["config"]
-    model = HybridEncoder(c["in_channels"], c["hidden_dim"], c["dim_feedforward"], c["expansion"], c["num_encoder_layers"], c["nhead"])
+    model = HybridEncoder(
+        c["in_channels"], c["hidden_dim"], c["dim_feedforward"], c["expansion"], c["num_encoder_layers"], c["nhead"]
+    )
 
     def run(model, inputs, case, report):
         return {f"p{s}": x for s, x in zip(c["feat_strides"], model(inputs))}
@@ -283,7 +313,7 @@ def check_hybrid_encoder(report: Report, golden: dict[str, Any], name: str) -> N
 
 def check_anchors(report: Report, golden: dict[str, Any], name: str) -> None:
     """Encoder proposals."""
-    from mmvit.heads import make_anchors  # noqa: PLC0415
+    from mmvit.heads import make_anchors
 
     for case in golden["anchors"]:
         height, width = case["input_hw"]
@@ -291,7 +321,7 @@ def check_anchors(report: Report, golden: dict[str, Any], name: str) -> None:
         report.equal("tokens", anchors.shape[1], case["tokens"])
         report.equal("valid", int(valid.sum()), case["valid"])
         invalid = (~valid[0, :, 0]).nonzero().flatten().tolist()
-        report.equal("invalid", [len(invalid), invalid[:len(case["first_invalid"])]], [case["invalid"], case["first_invalid"]])
+        report.equal("invalid", [len(invalid), invalid[: len(case["first_invalid"])]], [case["invalid"], case["first_invalid"]])
         report.equal("infinite where invalid", bool((anchors.isinf() == ~valid).all()), True)
         report.output("anchors", anchors.masked_fill(~valid, 0).double(), case["unact_anchors_zeroed_where_invalid"], TOLERANCE)
         report.cases += 1
@@ -310,13 +340,13 @@ class RecordedDraws:
         return draw
 
     def uniform(self, shape):
-        import torch  # noqa: PLC0415
+        import torch
 
         draw = self._next("uniform", shape)
         return torch.from_numpy(np.random.RandomState(draw["seed"]).random_sample(shape).astype(np.float32))
 
     def integers(self, low, high, shape):
-        import torch  # noqa: PLC0415
+        import torch
 
         draw = self._next("integer", shape)
         return torch.from_numpy(np.random.RandomState(draw["seed"]).randint(draw["low"], draw["high"], shape))
@@ -324,22 +354,32 @@ class RecordedDraws:
 
 def targets_of(listed: list[dict[str, Any]], dtype: Any) -> list[Any]:
     """Targets from a golden's labels and boxes."""
-    import torch  # noqa: PLC0415
+    import torch
 
-    from mmvit.matching import Target  # noqa: PLC0415
+    from mmvit.matching import Target
 
-    return [Target(torch.tensor(t["labels"], dtype=torch.long), torch.tensor(t["boxes"], dtype=torch.float32).view(-1, 4).to(dtype)) for t in listed]
+    return [
+        Target(torch.tensor(t["labels"], dtype=torch.long), torch.tensor(t["boxes"], dtype=torch.float32).view(-1, 4).to(dtype))
+        for t in listed
+    ]
 
 
 def check_denoising(report: Report, golden: dict[str, Any], name: str) -> None:
     """Contrastive denoising queries from recorded draws."""
-    import torch  # noqa: PLC0415
+    import torch
 
-    from mmvit.matching import make_denoising  # noqa: PLC0415
+    from mmvit.matching import make_denoising
 
     for case in golden["denoising"]:
-        made = make_denoising(targets_of(case["targets"], torch.float32), 80, case["num_queries"], case["num_denoising"],
-                              case["label_noise_ratio"], case["box_noise_scale"], draws=RecordedDraws(case["draws"]))
+        made = make_denoising(
+            targets_of(case["targets"], torch.float32),
+            80,
+            case["num_queries"],
+            case["num_denoising"],
+            case["label_noise_ratio"],
+            case["box_noise_scale"],
+            draws=RecordedDraws(case["draws"]),
+        )
         report.equal("labels", made.labels.tolist(), case["query_labels"])
         report.compare("boxes", made.box_logits, case["query_boxes_unact"])
         report.equal("positives", [q.tolist() for q, _ in made.matches], case["dn_positive_idx"])
@@ -361,17 +401,20 @@ def _sigmoid(a: np.ndarray) -> np.ndarray:
 #: The transforms that goldens apply to normal noise, by their text.
 TRANSFORMS = {
     "1.5 * a - 2.5": lambda a: 1.5 * a - 2.5,
-    "np.concatenate([sigmoid(a[..., :2]), 0.04 + 0.4 * sigmoid(a[..., 2:])], -1)":
-        lambda a: np.concatenate([_sigmoid(a[..., :2]), 0.04 + 0.4 * _sigmoid(a[..., 2:])], -1),
+    "np.concatenate([sigmoid(a[..., :2]), 0.04 + 0.4 * sigmoid(a[..., 2:])], -1)": lambda a: np.concatenate(
+        [_sigmoid(a[..., :2]), 0.04 + 0.4 * _sigmoid(a[..., 2:])], -1
+    ),
 }
 
 
 def prediction_of(spec: dict[str, Any]) -> Any:
     """A prediction tensor: transformed noise with overridden entries."""
-    import torch  # noqa: PLC0415
+    import torch
 
     if spec["transform"] not in TRANSFORMS:
-        raise UserError(f"The golden uses the transform {spec['transform']!r}, which is not known. Add it to check_golden.TRANSFORMS.")
+        raise UserError(
+            f"The golden uses the transform {spec['transform']!r}, which is not known. Add it to check_golden.TRANSFORMS."
+        )
     array = np.asarray(TRANSFORMS[spec["transform"]](fill_image(spec["shape"], spec["seed"])), dtype=np.float32)
     for *index, value in spec["overrides"]:
         array[tuple(index)] = value
@@ -380,14 +423,19 @@ def prediction_of(spec: dict[str, Any]) -> Any:
 
 def check_losses(report: Report, golden: dict[str, Any], name: str) -> None:
     """Assignment, losses and gradients of the set-prediction objective."""
-    import torch  # noqa: PLC0415
+    import torch
 
-    from mmvit.matching import MatchCost, hungarian_match  # noqa: PLC0415
+    from mmvit.matching import MatchCost, hungarian_match
 
     targets = targets_of(golden["targets"], torch.float64)
     settings = golden["settings"]
-    cost = MatchCost(settings["matcher"]["cost_class"], settings["matcher"]["cost_bbox"], settings["matcher"]["cost_giou"],
-                     settings["matcher"]["alpha"], settings["matcher"]["gamma"])
+    cost = MatchCost(
+        settings["matcher"]["cost_class"],
+        settings["matcher"]["cost_bbox"],
+        settings["matcher"]["cost_giou"],
+        settings["matcher"]["alpha"],
+        settings["matcher"]["gamma"],
+    )
     for layer, expected in golden["assignment"].items():
         spec = golden["predictions"][layer]
         match = hungarian_match(prediction_of(spec["logits"])[None], prediction_of(spec["boxes"])[None], targets, cost)[0]
@@ -397,11 +445,13 @@ def check_losses(report: Report, golden: dict[str, Any], name: str) -> None:
         report.cases += 1
 
 
-def _check_loss_case(report: Report, golden: dict[str, Any], key: str, case: dict[str, Any], targets: list[Any], cost: Any) -> None:
-    from mmvit.heads import DETRCriterion  # noqa: PLC0415
-    from mmvit.matching import Denoising  # noqa: PLC0415
+def _check_loss_case(
+    report: Report, golden: dict[str, Any], key: str, case: dict[str, Any], targets: list[Any], cost: Any
+) -> None:
+    import torch
 
-    import torch  # noqa: PLC0415
+    from mmvit.heads import DETRCriterion
+    from mmvit.matching import Denoising
 
     made = {layer: (prediction_of(s["logits"]), prediction_of(s["boxes"])) for layer, s in golden["predictions"].items()}
     listed = case["losses"]
@@ -413,15 +463,23 @@ def _check_loss_case(report: Report, golden: dict[str, Any], key: str, case: dic
     options["share_matches"] = "share_matched_indices=True" in text
     weight = re.search(r"boxes_weight_format='(\w+)'", text)
     options["box_weight"] = weight and weight.group(1)
-    criterion = DETRCriterion(alpha=golden["settings"]["criterion"]["alpha"], gamma=golden["settings"]["criterion"]["gamma"], cost=cost, **options)
+    criterion = DETRCriterion(
+        alpha=golden["settings"]["criterion"]["alpha"], gamma=golden["settings"]["criterion"]["gamma"], cost=cost, **options
+    )
     denoising = None
     if use_dn:
         meta = golden["dn_meta"]
         queries = [torch.tensor(q, dtype=torch.long) for q in meta["dn_positive_idx"]]
         matches = [(q, torch.arange(len(t.labels)).repeat(meta["dn_num_group"])) for q, t in zip(queries, targets)]
         denoising = Denoising(torch.zeros(0), torch.zeros(0), torch.zeros(0), matches, meta["dn_num_group"])
-    losses = criterion([made[k] for k in (aux if use_aux else [])] + [made["main"]], targets, list(range(len(targets))),
-                       encoder=made["enc"] if use_aux else None, denoising=denoising, denoising_layers=[made[k] for k in dn] if use_dn else ())
+    losses = criterion(
+        [made[k] for k in (aux if use_aux else [])] + [made["main"]],
+        targets,
+        list(range(len(targets))),
+        encoder=made["enc"] if use_aux else None,
+        denoising=denoising,
+        denoising_layers=[made[k] for k in dn] if use_dn else (),
+    )
     # version 1 counts the encoder as one more auxiliary layer
     encoder = "_enc_0" if any("_enc_0" in k for k in listed) else f"_aux_{len(aux)}"
     losses = {k.replace("_enc_0", encoder): v for k, v in losses.items()}
@@ -439,9 +497,9 @@ def _check_loss_case(report: Report, golden: dict[str, Any], key: str, case: dic
 
 def check_postprocess(report: Report, golden: dict[str, Any], name: str) -> None:
     """Top detections in pixels."""
-    import torch  # noqa: PLC0415
+    import torch
 
-    from mmvit.heads import select_detections  # noqa: PLC0415
+    from mmvit.heads import select_detections
 
     spec, settings = golden["predictions"]["main"], golden["settings"]
     sizes = torch.tensor(settings["orig_target_sizes"], dtype=torch.float64)

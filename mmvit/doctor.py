@@ -1,4 +1,5 @@
 """``mmvit doctor``: what is installed, what works, and what to do about the rest."""
+
 from __future__ import annotations
 
 import argparse
@@ -45,8 +46,10 @@ PACKAGES: dict[str, tuple[tuple[str, ...], bool]] = {
 }
 _MUST_IMPORT = ("torch", "mmengine", "cv2", "pycocotools.mask")  # compiled or large: installed does not mean usable
 _DATASETS = {
-    "COCO": ("data/coco", ("annotations/instances_train2017.json", "annotations/instances_val2017.json", "train2017",
-                           "val2017")),
+    "COCO": (
+        "data/coco",
+        ("annotations/instances_train2017.json", "annotations/instances_val2017.json", "train2017", "val2017"),
+    ),
     "ADE20K": ("data/ade20k", ("images", "annotations")),
     "Cityscapes": ("data/cityscapes", ("leftImg8bit", "gtFine")),
 }
@@ -68,8 +71,11 @@ def run(args: argparse.Namespace) -> int:
             print(f"{finding.state:<5} {finding.topic:<18} {finding.text}", flush=True)
             if finding.remedy:
                 print(f"{'':<5} {'':<18} -> {finding.remedy}", flush=True)
-    print(f"{failures} problem{'s' if failures != 1 else ''} to mend, see the lines with {FAIL}" if failures else
-          "all that is needed to train and to predict is here")
+    print(
+        f"{failures} problem{'s' if failures != 1 else ''} to mend, see the lines with {FAIL}"
+        if failures
+        else "all that is needed to train and to predict is here"
+    )
     return 1 if failures else 0
 
 
@@ -98,9 +104,14 @@ def installed(distributions: Sequence[str]) -> tuple[str, str] | None:
 def versions() -> Iterator[Finding]:
     """Versions by the packages' metadata, without importing them."""
     from mmvit import __version__
+
     too_old = sys.version_info < (3, 10)
-    yield Finding(FAIL if too_old else OK, "python", f"{platform.python_version()} at {sys.executable}",
-                  "use Python 3.10 or later" if too_old else "")
+    yield Finding(
+        FAIL if too_old else OK,
+        "python",
+        f"{platform.python_version()} at {sys.executable}",
+        "use Python 3.10 or later" if too_old else "",
+    )
     yield Finding(OK, "mmvit", f"{__version__} at {Path(__file__).parent}")
     for name, (distributions, needed) in PACKAGES.items():
         found = installed(distributions)
@@ -123,8 +134,10 @@ def imports() -> Iterator[Finding]:
 
 def _import_remedy(name: str, message: str) -> str:
     if name == "cv2" and any(library in message for library in ("libGL", "libgthread", "libglib", "libxcb", "libSM")):
-        return ("pip uninstall -y opencv-python opencv-python-headless && pip install opencv-python-headless "
-                "(or apt-get install -y libgl1 libglib2.0-0)")
+        return (
+            "pip uninstall -y opencv-python opencv-python-headless && pip install opencv-python-headless "
+            "(or apt-get install -y libgl1 libglib2.0-0)"
+        )
     if "numpy" in message.lower():
         return f"pip install --upgrade numpy {PACKAGES[name][0][0]}"
     return f"pip install --force-reinstall {PACKAGES[name][0][0]}"
@@ -133,6 +146,7 @@ def _import_remedy(name: str, message: str) -> str:
 def devices() -> Iterator[Finding]:
     """CUDA devices and the CPU."""
     import torch
+
     for i in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(i)
         yield Finding(OK, f"cuda:{i}", f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}")
@@ -145,16 +159,25 @@ def _no_cuda(built_for: str | None) -> Finding:
     if shutil.which("nvidia-smi") is None and not Path("/dev/nvidia0").exists():
         return Finding(NOTE, "cuda", "no NVIDIA GPU found: everything runs on the CPU")
     if built_for is None:
-        return Finding(NOTE, "cuda", "there is an NVIDIA driver, but this PyTorch is built for the CPU only",
-                       "install PyTorch for CUDA with the command from https://pytorch.org/get-started/locally")
-    return Finding(NOTE, "cuda", f"there is an NVIDIA driver, but PyTorch (CUDA {built_for}) sees no device",
-                   f"update the driver to one that supports CUDA {built_for}, and check CUDA_VISIBLE_DEVICES")
+        return Finding(
+            NOTE,
+            "cuda",
+            "there is an NVIDIA driver, but this PyTorch is built for the CPU only",
+            "install PyTorch for CUDA with the command from https://pytorch.org/get-started/locally",
+        )
+    return Finding(
+        NOTE,
+        "cuda",
+        f"there is an NVIDIA driver, but PyTorch (CUDA {built_for}) sees no device",
+        f"update the driver to one that supports CUDA {built_for}, and check CUDA_VISIBLE_DEVICES",
+    )
 
 
 def operators() -> Iterator[Finding]:
     """Which implementation serves each operator: compiled mmcv, torchvision or PyTorch."""
     from mmvit.ops import implementations
     from mmvit.ops.stand_in import install_command
+
     missing = []
     for name, implementation in implementations().items():
         if implementation == "missing":
@@ -162,16 +185,21 @@ def operators() -> Iterator[Finding]:
         else:
             yield Finding(OK, name, implementation)
     if missing:
-        yield Finding(NOTE, "other mmcv ops", f"{len(missing)} absent, which mmvit does not use: {', '.join(missing)}",
-                      f"only for models of your own that call them: {install_command()}")
+        yield Finding(
+            NOTE,
+            "other mmcv ops",
+            f"{len(missing)} absent, which mmvit does not use: {', '.join(missing)}",
+            f"only for models of your own that call them: {install_command()}",
+        )
 
 
 def datasets() -> Iterator[Finding]:
     """Dataset folders under the current one."""
     for name, (folder, parts) in _DATASETS.items():
         if not Path(folder).is_dir():
-            yield Finding(NOTE, name, f"no folder {folder} here",
-                          f"to train or test on {name}, put the data there or link {folder} to it")
+            yield Finding(
+                NOTE, name, f"no folder {folder} here", f"to train or test on {name}, put the data there or link {folder} to it"
+            )
             continue
         missing = [part for part in parts if not (Path(folder) / part).exists()]
         yield Finding(NOTE if missing else OK, name, f"{folder}" + (f" lacks {', '.join(missing)}" if missing else ""))
@@ -181,6 +209,7 @@ def weight_cache() -> Iterator[Finding]:
     """Files in the weight cache, each compared with its recorded SHA-256, and those in the package."""
     from mmvit.weights import cache_dir, check_sha256
     from mmvit.weights.catalogue import FILES, index
+
     folder = cache_dir()
     extra = (".sha256", ".lock", ".json")
     files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix not in extra) if folder.is_dir() else []
@@ -191,15 +220,20 @@ def weight_cache() -> Iterator[Finding]:
     for entry in index().values():
         if entry.packaged:
             here = (FILES / entry.packaged).is_file()
-            yield Finding(OK if here else NOTE, entry.name, "in the package" if here else "not in this package",
-                          "" if here else f"make it with `{entry.made_by}`")
+            yield Finding(
+                OK if here else NOTE,
+                entry.name,
+                "in the package" if here else "not in this package",
+                "" if here else f"make it with `{entry.made_by}`",
+            )
 
 
 def _cached_file(path: Path, check_sha256: Callable[[Path], str | None]) -> Finding:
     size = f"{path.stat().st_size / 2**20:.1f} MiB"
     if path.suffix == ".part":
-        return Finding(NOTE, "", f"{path.name}: {size}, an unfinished download",
-                       "it is continued when the weights are next used")
+        return Finding(
+            NOTE, "", f"{path.name}: {size}, an unfinished download", "it is continued when the weights are next used"
+        )
     try:
         digest = check_sha256(path)
     except UserError as error:
@@ -210,9 +244,16 @@ def _cached_file(path: Path, check_sha256: Callable[[Path], str | None]) -> Find
 def disk() -> Iterator[Finding]:
     """Free space for weights and for training runs."""
     from mmvit.weights import cache_dir
+
     cache = cache_dir()
-    for topic, path in (("disk, weights", next(p for p in (cache, *cache.absolute().parents) if p.exists())),
-                        ("disk, here", Path.cwd())):
+    for topic, path in (
+        ("disk, weights", next(p for p in (cache, *cache.absolute().parents) if p.exists())),
+        ("disk, here", Path.cwd()),
+    ):
         free = shutil.disk_usage(path).free / 2**30
-        yield Finding(OK if free >= 2 else NOTE, topic, f"{free:.1f} GiB free at {path}",
-                      "" if free >= 2 else "a checkpoint in training takes up to 1 GiB: free some space")
+        yield Finding(
+            OK if free >= 2 else NOTE,
+            topic,
+            f"{free:.1f} GiB free at {path}",
+            "" if free >= 2 else "a checkpoint in training takes up to 1 GiB: free some space",
+        )

@@ -1,4 +1,5 @@
 """Errors that are written for the person who runs a command."""
+
 from __future__ import annotations
 
 import difflib

@@ -1,4 +1,5 @@
 """Shared by all tests: one thread per process (pytest-xdist runs several), and a fixed seed."""
+
 import os
 
 import pytest

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import signal
 import sys
@@ -14,7 +16,7 @@ from mmengine.hooks import Hook
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmvit.engine import Interrupted, Runner
-from mmvit.losses import NonFiniteError
+from mmvit.engine.runner import DEFAULT_HOOKS
 
 DISTRIBUTED = "RANK" in os.environ
 RANK = int(os.environ.get("RANK", 0))
@@ -30,20 +32,17 @@ class FixedNorms(Hook):
 
 
 class FailOnce(Hook):
-    """The loss of the first process is not finite in iteration 1."""
+    """The predictions of the first process are not finite in iteration 1."""
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
-        if runner.iter == 0:
-            self.forward = runner.bare_model.forward
-            runner.bare_model.forward = lambda *args, **kwargs: self._checked(runner, *args, **kwargs)
-
-    def _checked(self, runner, *args, **kwargs):
-        losses = self.forward(*args, **kwargs)
-        if runner.iter == 1 and RANK == 0 and kwargs["mode"] == "loss":
-            raise NonFiniteError("a loss", [1])
-        return losses
+        if runner.iter == 1 and RANK == 0:
+            self.weight = runner.bare_model.head.enc_score_head.weight.data
+            self.kept = self.weight.clone()
+            self.weight.fill_(math.inf)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.iter == 1 and RANK == 0:
+            self.weight.copy_(self.kept)
         print(f"rank {RANK} iteration {runner.iter} stepped {runner.optim_wrapper.stepped}", flush=True)
 
 
@@ -77,23 +76,36 @@ def config(data: Path, work_dir: Path, batch: int):
     return cfg
 
 
+def evaluate(cfg, out: Path) -> None:
+    """Write the detections of the network with random weights, and their scores."""
+    cfg.train_dataloader = cfg.train_cfg = cfg.optim_wrapper = None
+    cfg.default_hooks = dict.fromkeys((*DEFAULT_HOOKS, "ema"))
+    cfg.test_evaluator.outfile = str(out.with_suffix(".detections.json"))
+    scores = Runner.from_cfg(cfg).test()
+    if RANK == 0:
+        out.write_text(json.dumps(scores))
+
+
 def main() -> None:
     torch.set_num_threads(1)
     data, out = Path(sys.argv[1]), Path(sys.argv[2])
     world = 2 if DISTRIBUTED else 1
 
     class OneStep(Hook):
-        """The gradients of one step are what SGD with learning rate 1 subtracts."""
+        """Records the gradients of one step on weights that are far from their special initial values."""
+
+        def before_train(self, runner):
+            noise = torch.Generator().manual_seed(0)
+            for parameter in runner.bare_model.parameters():
+                parameter.data += 0.1 * torch.randn(parameter.shape, generator=noise)
+            runner.optim_wrapper.step = lambda: self.record(runner)
 
         def before_train_iter(self, runner, batch_idx, data_batch=None):
-            self.before = {name: p.detach().clone() for name, p in runner.bare_model.named_parameters()}
+            self.images = [sample.img_id for sample in data_batch["data_samples"]]
 
-        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-            gradients = {name: self.before[name] - p.detach() for name, p in runner.bare_model.named_parameters()}
-            torch.save(
-                dict(gradients=gradients, images=[s.img_id for s in data_batch["data_samples"]]),
-                out / f"step_{world}_{RANK}.pth",
-            )
+        def record(self, runner):
+            gradients = {name: p.grad.clone() for name, p in runner.bare_model.named_parameters()}
+            torch.save(dict(gradients=gradients, images=self.images), out / f"step_{world}_{RANK}.pth")
             raise KeyboardInterrupt
 
     runner = Runner.from_cfg(config(data, out / f"step{world}", 4 // world))
@@ -101,6 +113,7 @@ def main() -> None:
     runner.register_hook(OneStep(), priority="LOWEST")
     with suppress(KeyboardInterrupt):
         runner.train()
+    evaluate(config(data, out / f"val{world}", 2), out / f"scores_{world}.json")
     if not DISTRIBUTED:
         return
 

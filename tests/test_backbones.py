@@ -1,4 +1,5 @@
 """The promises that every backbone makes."""
+
 import pytest
 import torch
 
@@ -9,7 +10,9 @@ DEBUG = list_backbones("*_debug")
 
 
 def test_names():
-    assert {"presnet_18vd", "presnet_34vd", "presnet_50vd", "presnet_101vd", "hgnetv2_l", "hgnetv2_x", "hgnetv2_h"} <= set(list_backbones())
+    assert {"presnet_18vd", "presnet_34vd", "presnet_50vd", "presnet_101vd", "hgnetv2_l", "hgnetv2_x", "hgnetv2_h"} <= set(
+        list_backbones()
+    )
     assert list_backbones("presnet_1*") == ["presnet_101vd", "presnet_18vd"]
     assert find_backbone("PResNet50vd") == find_backbone("presnet_50vd")
     with pytest.raises(UserError, match="Did you mean 'presnet_50vd'"):

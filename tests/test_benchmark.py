@@ -1,4 +1,5 @@
 """The benchmark measures what it says."""
+
 import json
 
 import pytest

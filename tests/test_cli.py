@@ -1,4 +1,5 @@
 """The console command and the lazy names of the package."""
+
 from __future__ import annotations
 
 import argparse
@@ -22,12 +23,16 @@ def loaded_after(code: str) -> set[str]:
     return set(done.stdout.splitlines()[-1].split()[1:])
 
 
-@pytest.mark.parametrize("code", [
-    "import mmvit; dir(mmvit); mmvit.__version__",
-    "from mmvit.cli import main; main(['--help']); main(['--version']); main(['nonsense'])",
-    "from mmvit.cli import main\ntry: main(['predict', '--help'])\nexcept SystemExit: pass",
-    "from mmvit.cli import main\ntry: main(['doctor', '--help'])\nexcept SystemExit: pass",
-    "import mmvit.weights; mmvit.weights.index()"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import mmvit; dir(mmvit); mmvit.__version__",
+        "from mmvit.cli import main; main(['--help']); main(['--version']); main(['nonsense'])",
+        "from mmvit.cli import main\ntry: main(['predict', '--help'])\nexcept SystemExit: pass",
+        "from mmvit.cli import main\ntry: main(['doctor', '--help'])\nexcept SystemExit: pass",
+        "import mmvit.weights; mmvit.weights.index()",
+    ],
+)
 def test_nothing_heavy_is_imported_before_it_is_needed(code: str) -> None:
     assert loaded_after(code) == set()
 
@@ -36,8 +41,14 @@ def test_lazy_names_are_the_real_ones() -> None:
     from mmvit.architectures import create_model, list_models
     from mmvit.backbones import create_backbone, list_backbones
     from mmvit.inference import Predictor
+
     assert (mmvit.create_model, mmvit.list_models, mmvit.create_backbone, mmvit.list_backbones, mmvit.Predictor) == (
-        create_model, list_models, create_backbone, list_backbones, Predictor)
+        create_model,
+        list_models,
+        create_backbone,
+        list_backbones,
+        Predictor,
+    )
     assert set(mmvit.__all__) <= set(dir(mmvit))
     for package in (mmvit, mmvit.inference):
         with pytest.raises(AttributeError, match="nonsense"):
@@ -71,6 +82,7 @@ def outcome(error: BaseException | None, status: int = 0) -> int:
         if error:
             raise error
         return status
+
     return cli.run_command(lambda parser: None, run, "tool", [])
 
 
@@ -88,6 +100,7 @@ def test_exit_statuses(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
 
 
 def test_wrong_options_of_a_subcommand_exit_with_2() -> None:
-    done = subprocess.run([sys.executable, "-m", "mmvit.cli", "predict", "a.jpg", "--score"], capture_output=True, text=True,
-                          timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-m", "mmvit.cli", "predict", "a.jpg", "--score"], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 2 and "usage: mmvit predict" in done.stderr

@@ -104,7 +104,7 @@ def test_warm_up_is_linear_from_the_first_step(data, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(trian_cfg=dict()), "'trian_cfg': nothing reads it. Did you mean 'train_cfg'"),
+        (dict(trian_cfg={}), "'trian_cfg': nothing reads it. Did you mean 'train_cfg'"),
         (dict(model=dict(num_clases=3)), "model.num_clases: RTDETR does not read it. Did you mean 'num_classes'"),
         (dict(model=dict(type="RTDTR")), "model.type: no model is called 'RTDTR'. Did you mean 'RTDETR'"),
         (dict(model=dict(data_preprocessor=dict(divisior=32))), "model.data_preprocessor.divisior: .*Did you mean 'divisor'"),

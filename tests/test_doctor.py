@@ -1,4 +1,5 @@
 """`mmvit doctor`: what it says about whole and broken installations."""
+
 from __future__ import annotations
 
 import os
@@ -17,20 +18,40 @@ def findings(check, topic: str = "") -> list[doctor.Finding]:
     return [finding for finding in check() if topic in finding.topic]
 
 
-def test_doctor_finds_this_installation_sound(capsys: pytest.CaptureFixture[str], tmp_path: Path,
-                                              monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_finds_this_installation_sound(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MMVIT_CACHE", str(tmp_path / "cache"))
     status = cli.main(["doctor"])
     out = capsys.readouterr().out
     assert status == 0, out
-    for word in ("python", "torch", "mmengine", "mmcv", "mmdet", "mmseg", "mmvit", "pycocotools", "faster-coco-eval", "opencv",
-                 "nms", "ms_deform_attn", "COCO", "ADE20K", "Cityscapes", str(tmp_path / "cache"), "GiB free", "cpu"):
+    for word in (
+        "python",
+        "torch",
+        "mmengine",
+        "mmcv",
+        "mmdet",
+        "mmseg",
+        "mmvit",
+        "pycocotools",
+        "faster-coco-eval",
+        "opencv",
+        "nms",
+        "ms_deform_attn",
+        "COCO",
+        "ADE20K",
+        "Cityscapes",
+        str(tmp_path / "cache"),
+        "GiB free",
+        "cpu",
+    ):
         assert word in out
 
 
 def test_missing_packages_get_the_command_that_installs_them(monkeypatch: pytest.MonkeyPatch) -> None:
     def version(name: str) -> str:
         raise metadata.PackageNotFoundError(name)
+
     monkeypatch.setattr(metadata, "version", version)
     found = {finding.topic: finding for finding in doctor.versions()}
     assert found["mmengine"].state == doctor.FAIL and found["mmengine"].remedy == "pip install onedl-mmengine"
@@ -43,6 +64,7 @@ def test_stock_distributions_count(monkeypatch: pytest.MonkeyPatch) -> None:
         if name != "mmcv":
             raise metadata.PackageNotFoundError(name)
         return "2.1.0"
+
     monkeypatch.setattr(metadata, "version", version)
     assert findings(doctor.versions, "mmcv") == [doctor.Finding(doctor.OK, "mmcv", "2.1.0")]
 
@@ -50,8 +72,14 @@ def test_stock_distributions_count(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_opencv_without_libgl_in_a_real_process(tmp_path: Path) -> None:
     (tmp_path / "cv2.py").write_text("raise ImportError('libGL.so.1: cannot open shared object file')")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "MMVIT_CACHE": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-m", "mmvit.cli", "doctor"], capture_output=True, text=True, timeout=120,
-                          cwd=tmp_path, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-m", "mmvit.cli", "doctor"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=tmp_path,
+        env=environment,
+    )
     assert done.returncode == 1
     assert "FAIL  import cv2" in done.stdout and "libGL.so.1" in done.stdout and "opencv-python-headless" in done.stdout
     assert "Traceback" not in done.stderr
@@ -61,8 +89,10 @@ def test_a_check_that_breaks_is_a_finding() -> None:
     def operators():
         raise RuntimeError("two\nlines")
         yield
+
     assert list(doctor._guarded(operators)) == [
-        doctor.Finding(doctor.FAIL, "operators", "RuntimeError: two lines", "reinstall: pip install -e .")]
+        doctor.Finding(doctor.FAIL, "operators", "RuntimeError: two lines", "reinstall: pip install -e .")
+    ]
 
 
 def test_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

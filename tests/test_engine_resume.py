@@ -154,7 +154,12 @@ def test_command_stops_on_sigterm_and_resumes(tmp_path, data):
     ]
     environment = dict(os.environ, OMP_NUM_THREADS="1")
     process = subprocess.Popen(
-        [*command, "--epochs", "4000"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
+        [*command, "--epochs", "4000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        start_new_session=True,
     )
     lines = []
     for line in process.stdout:

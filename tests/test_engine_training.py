@@ -278,6 +278,16 @@ def test_training_stops_after_many_skipped_steps_and_keeps_five_batches(tmp_path
     assert sorted(path.name for path in (tmp_path / "bad_batches").iterdir()) == [f"iter_{i}.pth" for i in range(2, 7)]
 
 
+def test_compiled_parts_train(tmp_path, data):
+    cfg = tiny_config(data, tmp_path, epochs=1)
+    cfg.compile = dict(backend="eager")
+    runner = train(cfg)
+    assert runner.iter == 3 and runner.model.backbone._compiled_call_impl is not None
+    cfg.compile = dict(backend="no_such_backend")
+    with pytest.raises(UserError, match="torch.compile failed .*no_such_backend.*without --compile"):
+        train(cfg)
+
+
 def test_seed_step_depends_on_seed_iteration_and_rank_only():
     def draw(*key):
         seed_step(*key)

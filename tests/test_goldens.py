@@ -1,4 +1,5 @@
 """Networks, objectives and post-processing against numbers recorded from the official code."""
+
 import importlib.util
 import json
 from pathlib import Path
@@ -21,7 +22,14 @@ def test_fill_rule_is_the_recorded_one():
     spec = importlib.util.spec_from_file_location("fill", GOLDENS / "fill.py")
     fill = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(fill)
-    for key, shape in (("a.weight", [4, 3, 2]), ("n.weight", [5]), ("n.bias", [5]), ("n.running_var", [5]), ("n.running_mean", [5]), ("s", [])):
+    for key, shape in (
+        ("a.weight", [4, 3, 2]),
+        ("n.weight", [5]),
+        ("n.bias", [5]),
+        ("n.running_var", [5]),
+        ("n.running_mean", [5]),
+        ("s", []),
+    ):
         np.testing.assert_array_equal(check_golden.fill_values(key, shape), fill.values(key, shape))
     np.testing.assert_array_equal(check_golden.fill_image([2, 3], 7), fill.image([2, 3], 7))
     np.testing.assert_array_equal(check_golden.probe_index(1000), fill.probe_index(1000))

@@ -1,4 +1,5 @@
 """Reading pictures of every kind, predicting, drawing, and the predict command."""
+
 from __future__ import annotations
 
 import json
@@ -46,6 +47,7 @@ def on_white(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 
 # ---- reading
+
 
 def test_plain_colour_by_path_bytes_array_and_pil(tmp_path: Path) -> None:
     path = save(Image.fromarray(RGB), tmp_path / "a.png")
@@ -111,8 +113,12 @@ def test_sixteen_bit_colour_with_alpha(tmp_path: Path) -> None:
 
 
 def test_cmyk_jpeg(tmp_path: Path) -> None:
-    for cmyk, rgb in (((255, 0, 0, 0), (0, 255, 255)), ((0, 255, 255, 0), (255, 0, 0)), ((0, 0, 0, 255), (0, 0, 0)),
-                      ((0, 0, 0, 0), (255, 255, 255))):
+    for cmyk, rgb in (
+        ((255, 0, 0, 0), (0, 255, 255)),
+        ((0, 255, 255, 0), (255, 0, 0)),
+        ((0, 0, 0, 255), (0, 0, 0)),
+        ((0, 0, 0, 0), (255, 255, 255)),
+    ):
         image = read_image(save(Image.new("CMYK", (16, 16), cmyk), tmp_path / "a.jpg", quality=100))
         np.testing.assert_allclose(image, np.broadcast_to(rgb, (16, 16, 3)), atol=3)
     np.testing.assert_allclose(image[0, 0], [255] * 3, atol=3)  # Adobe's inverted values, as PIL writes them
@@ -120,8 +126,15 @@ def test_cmyk_jpeg(tmp_path: Path) -> None:
 
 
 ORIENTED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
-    1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1],
-    5: lambda a: a.swapaxes(0, 1), 6: lambda a: np.rot90(a, -1), 7: lambda a: np.rot90(a, 2).swapaxes(0, 1), 8: np.rot90}
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
+    8: np.rot90,
+}
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -138,8 +151,8 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, deep: boo
 def with_exif_of(donor: bytes, png: bytes) -> bytes:
     """`png` with the eXIf chunk of `donor`, right behind its header."""
     start = donor.index(b"eXIf") - 4
-    length = int.from_bytes(donor[start:start + 4], "big") + 12
-    return png[:33] + donor[start:start + length] + png[33:]
+    length = int.from_bytes(donor[start : start + 4], "big") + 12
+    return png[:33] + donor[start : start + length] + png[33:]
 
 
 def test_one_pixel_high_and_wide(tmp_path: Path) -> None:
@@ -154,8 +167,7 @@ def test_first_frame_of_an_animation(tmp_path: Path) -> None:
 
 
 def test_float_tiff(tmp_path: Path) -> None:
-    cv2.imwrite(str(tmp_path / "rgb.tif"), (RGB[..., ::-1] / 255).astype(np.float32),
-                [cv2.IMWRITE_TIFF_COMPRESSION, 1])
+    cv2.imwrite(str(tmp_path / "rgb.tif"), (RGB[..., ::-1] / 255).astype(np.float32), [cv2.IMWRITE_TIFF_COMPRESSION, 1])
     np.testing.assert_array_equal(read_image(tmp_path / "rgb.tif"), RGB)
     values = np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)
     np.testing.assert_array_equal(read_image(save(Image.fromarray(values), tmp_path / "a.tif"))[..., 0], np.rint(values * 255))
@@ -163,17 +175,29 @@ def test_float_tiff(tmp_path: Path) -> None:
         read_image(save(Image.fromarray(values * 255), tmp_path / "b.tif"))
 
 
-@pytest.mark.parametrize("values, expected", [
-    (np.array([[0, 65535, 128, 129]], np.uint16), [0, 255, 0, 1]), (np.array([[0.0, 1.0, 0.5]]), [0, 255, 128]),
-    (np.array([[True, False]]), [255, 0])])
+@pytest.mark.parametrize(
+    "values, expected",
+    [
+        (np.array([[0, 65535, 128, 129]], np.uint16), [0, 255, 0, 1]),
+        (np.array([[0.0, 1.0, 0.5]]), [0, 255, 128]),
+        (np.array([[True, False]]), [255, 0]),
+    ],
+)
 def test_arrays_of_other_types(values: np.ndarray, expected: list[int]) -> None:
     assert read_image(values)[0, :, 1].tolist() == expected
 
 
-@pytest.mark.parametrize("values, message", [
-    (np.zeros((2, 2, 2)), "shape"), (np.zeros((0, 4, 3), np.uint8), "shape"), (np.zeros(5), "shape"),
-    (np.full((2, 2), np.nan), "floats from nan"), (np.full((2, 2), 200.0), "floats from 200"),
-    (np.zeros((2, 2), np.int64), "dtype int64")])
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        (np.zeros((2, 2, 2)), "shape"),
+        (np.zeros((0, 4, 3), np.uint8), "shape"),
+        (np.zeros(5), "shape"),
+        (np.full((2, 2), np.nan), "floats from nan"),
+        (np.full((2, 2), 200.0), "floats from 200"),
+        (np.zeros((2, 2), np.int64), "dtype int64"),
+    ],
+)
 def test_arrays_that_are_no_pictures(values: np.ndarray, message: str) -> None:
     with pytest.raises(UserError, match=message):
         read_image(values)
@@ -188,7 +212,7 @@ def truncated(path: Path) -> None:
 @pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "tif", "webp", "gif"])
 def test_truncated_files_are_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
     path = save(Image.fromarray(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)), tmp_path / f"a.{suffix}")
-    path.write_bytes(path.read_bytes()[:len(path.read_bytes()) // 2])
+    path.write_bytes(path.read_bytes()[: len(path.read_bytes()) // 2])
     truncated(path)
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)  # as some libraries do
     truncated(path)
@@ -199,15 +223,19 @@ def test_truncated_files_are_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_truncated_deep_files_are_errors(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a.{suffix}"
     cv2.imwrite(str(path), RNG.integers(0, 65536, (64, 64, 3), dtype=np.uint16))
-    path.write_bytes(path.read_bytes()[:len(path.read_bytes()) // 2])
+    path.write_bytes(path.read_bytes()[: len(path.read_bytes()) // 2])
     truncated(path)
 
 
 def test_files_that_are_no_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "empty.jpg").write_bytes(b"")
     (tmp_path / "text.jpg").write_text("hello")
-    for name, message in (("empty.jpg", "is empty"), ("text.jpg", "is not a picture"), ("absent.jpg", "does not exist"),
-                          ("", "is a folder")):
+    for name, message in (
+        ("empty.jpg", "is empty"),
+        ("text.jpg", "is not a picture"),
+        ("absent.jpg", "does not exist"),
+        ("", "is a folder"),
+    ):
         with pytest.raises(UserError, match=f"{tmp_path / name} {message}"):
             read_image(tmp_path / name)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
@@ -218,6 +246,7 @@ def test_files_that_are_no_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 # ---- predicting
+
 
 class Fixed(nn.Module):
     """Follows the model contract: remembers its inputs and finds two objects at fixed places of the network input."""
@@ -230,6 +259,7 @@ class Fixed(nn.Module):
 
     def test_step(self, data: dict) -> list[DataSample]:
         from mmengine.structures import InstanceData
+
         self.batches.append(data["inputs"])
         for sample in data["data_samples"]:
             scale = torch.tensor(sample.scale_factor * 2)
@@ -252,8 +282,13 @@ def test_predictor_gives_boxes_in_pixels_of_the_picture_best_first() -> None:
 def test_detections_filter_and_coco() -> None:
     found = Predictor(Fixed(), device="cpu")(np.zeros((64, 64), np.uint8))
     assert len(found) == 1
-    assert found[0].to_coco(42)[1] == {"image_id": 42, "category_id": 19, "category_name": "horse",
-                                       "bbox": [8.0, 8.0, 8.0, 8.0], "score": 0.3}
+    assert found[0].to_coco(42)[1] == {
+        "image_id": 42,
+        "category_id": 19,
+        "category_name": "horse",
+        "bbox": [8.0, 8.0, 8.0, 8.0],
+        "score": 0.3,
+    }
     assert found[0].filter(0.5).names == ["person"] and len(found[0].filter(0.9)) == 0 and found[0].filter(0.9).to_coco(1) == []
     assert len(Predictor(Fixed(), device="cpu", score_thr=0.5)(RGB)[0]) == 1
     own = Detections(found[0].boxes, found[0].scores, np.array([0, 2]), ("a", "b", "c"), (64, 64))
@@ -286,8 +321,9 @@ def test_predictor_on_a_network_equals_the_test_pipeline(checkpoint: Path) -> No
 
 def test_deploy_gives_the_same_detections(checkpoint: Path) -> None:
     picture = RNG.integers(0, 256, (50, 90, 3), dtype=np.uint8)
-    plain, folded = (Predictor("rtdetr_debug", checkpoint=checkpoint, device="cpu", deploy=deploy)(picture)[0]
-                     for deploy in (False, True))
+    plain, folded = (
+        Predictor("rtdetr_debug", checkpoint=checkpoint, device="cpu", deploy=deploy)(picture)[0] for deploy in (False, True)
+    )
     np.testing.assert_allclose(plain.scores, folded.scores, atol=1e-4)
 
 
@@ -330,13 +366,19 @@ def test_a_checkpoint_of_a_run_says_model_classes_and_size(run_checkpoint: Path,
         np.testing.assert_array_equal(other(picture)[0].boxes, found.boxes)
 
 
-@pytest.mark.parametrize("text, message", [
-    ("model = __import__('os').mkdir('harm')", "does not say what model"),
-    ("model = dict(type='subprocess.Popen', args=['ls'])", "'subprocess.Popen' that mmvit does not have"),
-    ("model = dict(type='RTDETR', arch='debug', neck=dict(type='os.system'))", "'os.system' that mmvit does not have"),
-    ("model = dict(type='RTDETR', arch='debug', old=1)", "cannot be built"), ("model = (", "does not say what model")])
-def test_a_recorded_config_is_data_not_code(run_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str,
-                                            message: str) -> None:
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("model = __import__('os').mkdir('harm')", "does not say what model"),
+        ("model = dict(type='subprocess.Popen', args=['ls'])", "'subprocess.Popen' that mmvit does not have"),
+        ("model = dict(type='RTDETR', arch='debug', neck=dict(type='os.system'))", "'os.system' that mmvit does not have"),
+        ("model = dict(type='RTDETR', arch='debug', old=1)", "cannot be built"),
+        ("model = (", "does not say what model"),
+    ],
+)
+def test_a_recorded_config_is_data_not_code(
+    run_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     checkpoint = torch.load(run_checkpoint, weights_only=True)
     checkpoint["meta"]["cfg"] = text
@@ -350,7 +392,8 @@ def test_keeping_the_aspect_ratio(run_checkpoint: Path, tmp_path: Path) -> None:
     checkpoint = torch.load(run_checkpoint, weights_only=True)
     checkpoint["meta"]["cfg"] = (
         "model = dict(type='RTDETR', arch='debug')\n"
-        "test_dataloader = dict(dataset=dict(pipeline=[dict(type='Resize', size=(64, 96), keep_ratio=True)]))")
+        "test_dataloader = dict(dataset=dict(pipeline=[dict(type='Resize', size=(64, 96), keep_ratio=True)]))"
+    )
     torch.save(checkpoint, tmp_path / "ratio.pth")
     predictor = Predictor(checkpoint=tmp_path / "ratio.pth", device="cpu", batch_size=2)
     pictures = [RNG.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in ((50, 90), (90, 50))]
@@ -360,28 +403,36 @@ def test_keeping_the_aspect_ratio(run_checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_predictor_errors(checkpoint: Path) -> None:
-    for arguments, message in (({"model": "rtdetr_r5O"}, "no model 'rtdetr_r5O'.*Did you mean 'rtdetr_r50'"),
-                               ({"model": "rtdetr_debug"}, "no published weights for 'rtdetr_debug'"),
-                               ({"model": "rtdetr_r18", "checkpoint": "absent.pth"}, "absent.pth does not exist"),
-                               ({"model": "rtdetr_r18", "checkpoint": checkpoint}, "does not fit"),
-                               ({"config": "x.py"}, "x.py.*checkpoint"),
-                               ({"config": "x.py", "model": "rtdetr_r50"}, "both a config"),
-                               ({"config": "x.py", "checkpoint": checkpoint}, "no config x.py"),
-                               ({"checkpoint": checkpoint}, "does not say what model it is"),
-                               ({"model": Fixed(), "device": "cuda:77"}, "'cuda:77' is absent"),
-                               ({"model": Fixed(), "device": "gpu"}, "unknown device"),
-                               ({"model": Fixed(), "batch_size": 0}, "batch_size"),
-                               ({"model": Fixed(), "classes": ["a", "b"]}, "2 class names .* 80 classes")):
+    for arguments, message in (
+        ({"model": "rtdetr_r5O"}, "no model 'rtdetr_r5O'.*Did you mean 'rtdetr_r50'"),
+        ({"model": "rtdetr_debug"}, "no published weights for 'rtdetr_debug'"),
+        ({"model": "rtdetr_r18", "checkpoint": "absent.pth"}, "absent.pth does not exist"),
+        ({"model": "rtdetr_r18", "checkpoint": checkpoint}, "does not fit"),
+        ({"config": "x.py"}, "x.py.*checkpoint"),
+        ({"config": "x.py", "model": "rtdetr_r50"}, "both a config"),
+        ({"config": "x.py", "checkpoint": checkpoint}, "no config x.py"),
+        ({"checkpoint": checkpoint}, "does not say what model it is"),
+        ({"model": Fixed(), "device": "cuda:77"}, "'cuda:77' is absent"),
+        ({"model": Fixed(), "device": "gpu"}, "unknown device"),
+        ({"model": Fixed(), "batch_size": 0}, "batch_size"),
+        ({"model": Fixed(), "classes": ["a", "b"]}, "2 class names .* 80 classes"),
+    ):
         with pytest.raises(UserError, match=message):
             Predictor(**arguments)
 
 
 # ---- drawing
 
+
 def detections(boxes: list[list[float]], size: tuple[int, int]) -> Detections:
     count = len(boxes)
-    return Detections(np.array(boxes, np.float32).reshape(-1, 4), np.linspace(0.9, 0.5, count, dtype=np.float32),
-                      np.arange(count), COCO_CLASSES, size)
+    return Detections(
+        np.array(boxes, np.float32).reshape(-1, 4),
+        np.linspace(0.9, 0.5, count, dtype=np.float32),
+        np.arange(count),
+        COCO_CLASSES,
+        size,
+    )
 
 
 def test_drawing_marks_the_box_and_leaves_the_input_alone() -> None:
@@ -418,6 +469,7 @@ def test_letters_and_lines_grow_with_the_picture() -> None:
 
 # ---- sources
 
+
 def test_expand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a/1.jpg", "a/2.PNG", "a/note.txt", "a/.hidden.jpg", "a/b/3.jpg", "c/film.mp4", "odd [1].jpg", "empty/x.txt"):
         path = tmp_path / name
@@ -442,9 +494,21 @@ def test_expand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 # ---- command
 
+
 def predict(*words: object, checkpoint: Path, out: Path) -> int:
-    argv = [*map(str, words), "--model", "rtdetr_debug", "--checkpoint", str(checkpoint), "--out", str(out), "--device", "cpu",
-            "--score-thr", "0"]
+    argv = [
+        *map(str, words),
+        "--model",
+        "rtdetr_debug",
+        "--checkpoint",
+        str(checkpoint),
+        "--out",
+        str(out),
+        "--device",
+        "cpu",
+        "--score-thr",
+        "0",
+    ]
     return run_command(command.add_arguments, command.run, "predict", argv)
 
 
@@ -464,7 +528,10 @@ def test_command_draws_and_writes_coco_json(pictures: Path, tmp_path: Path, chec
     assert read_image(out / "a.jpg").shape == (40, 60, 3)
     results = json.loads((out / "predictions.json").read_text())
     assert {(one["image_id"], one["file_name"]) for one in results} == {
-        (42, str(pictures / "000000000042.jpg")), (1, str(pictures / "a.png")), (2, str(pictures / "other/a.jpg"))}
+        (42, str(pictures / "000000000042.jpg")),
+        (1, str(pictures / "a.png")),
+        (2, str(pictures / "other/a.jpg")),
+    }
     assert set(results[0]) == {"image_id", "file_name", "category_id", "category_name", "bbox", "score"}
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4 and "a.png: 30 objects (" in lines[1] and str(out / "predictions.json") in lines[3]
@@ -482,8 +549,9 @@ def test_command_goes_on_after_bad_inputs(pictures: Path, tmp_path: Path, checkp
     assert not (tmp_path / "nothing").exists()
 
 
-def test_command_keeps_what_is_done_when_it_breaks_off(pictures: Path, tmp_path: Path, checkpoint: Path,
-                                                       monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+def test_command_keeps_what_is_done_when_it_breaks_off(
+    pictures: Path, tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
     forward, calls = Predictor._forward, []
 
     def once(self: Predictor, packed: list) -> list:
@@ -538,8 +606,13 @@ def test_command_on_a_video(tmp_path: Path, checkpoint: Path, capsys: Captured) 
 def test_demo_script_without_network(tmp_path: Path, pictures: Path) -> None:
     demo = Path(__file__).parents[1] / "demo" / "image_demo.py"
     environment = {**os.environ, "MMVIT_CACHE": str(tmp_path / "cache"), "https_proxy": "http://127.0.0.1:9"}
-    done = subprocess.run([sys.executable, demo, pictures / "a.png", "--out", tmp_path / "out"], env=environment,
-                          capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, demo, pictures / "a.png", "--out", tmp_path / "out"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert done.returncode == 2 and len(errors) == 1 and "Traceback" not in done.stderr
     assert "rtdetr_r50vd_6x_coco_from_paddle.pth" in errors[0] and "--model rtdetr_shapes" in errors[0]

@@ -1,4 +1,5 @@
 """Boxes, losses, assignment and denoising against values worked out by hand or by brute force."""
+
 import itertools
 import math
 
@@ -6,8 +7,16 @@ import pytest
 import torch
 
 from mmvit.heads import DETRCriterion, make_anchors, select_detections
-from mmvit.losses import (NonFiniteError, centre_to_corners, check_finite, corners_to_centre, focal_loss, inverse_sigmoid, iou_and_giou,
-                          varifocal_loss)
+from mmvit.losses import (
+    NonFiniteError,
+    centre_to_corners,
+    check_finite,
+    corners_to_centre,
+    focal_loss,
+    inverse_sigmoid,
+    iou_and_giou,
+    varifocal_loss,
+)
 from mmvit.matching import MatchCost, Target, TorchDraws, hungarian_match, make_denoising
 
 
@@ -29,14 +38,14 @@ def test_box_formats_and_logit_round_trip():
 def test_classification_losses_by_hand():
     logits, positive = torch.tensor([[0.0, 2.0]], requires_grad=True), torch.tensor([[1.0, 0.0]])
     p = 1 / (1 + math.exp(-2))
-    expected_vfl = 0.6 * math.log(2) + 0.75 * p ** 2 * -math.log(1 - p)
+    expected_vfl = 0.6 * math.log(2) + 0.75 * p**2 * -math.log(1 - p)
     quality = positive * 0.6
     loss = varifocal_loss(logits, quality, positive)
     assert loss.item() == pytest.approx(expected_vfl, rel=1e-5)
-    expected_focal = 0.25 * 0.25 * math.log(2) + 0.75 * p ** 2 * -math.log(1 - p)
+    expected_focal = 0.25 * 0.25 * math.log(2) + 0.75 * p**2 * -math.log(1 - p)
     assert focal_loss(logits, positive).item() == pytest.approx(expected_focal, rel=1e-5)
     loss.backward()  # the weight p^2 takes no gradient
-    torch.testing.assert_close(logits.grad, torch.tensor([[0.6 * (0.5 - 0.6), 0.75 * p ** 2 * p]]))
+    torch.testing.assert_close(logits.grad, torch.tensor([[0.6 * (0.5 - 0.6), 0.75 * p**2 * p]]))
 
 
 def test_assignment_is_the_cheapest():
@@ -54,8 +63,11 @@ def test_assignment_is_the_cheapest():
 
 def test_more_objects_than_queries_and_no_objects():
     logits, boxes = torch.randn(1, 2, 3, 4), torch.rand(1, 2, 3, 4)
-    targets = [Target(torch.zeros(5, dtype=torch.long), torch.rand(5, 4)), Target(torch.zeros(0, dtype=torch.long), torch.zeros(0, 4))]
-    (many, none), = hungarian_match(logits, boxes, targets, MatchCost())
+    targets = [
+        Target(torch.zeros(5, dtype=torch.long), torch.rand(5, 4)),
+        Target(torch.zeros(0, dtype=torch.long), torch.zeros(0, 4)),
+    ]
+    ((many, none),) = hungarian_match(logits, boxes, targets, MatchCost())
     assert len(many[0]) == 3 and len(none[0]) == 0
 
 
@@ -96,7 +108,11 @@ def test_denoising_positives_stay_inside_and_negatives_leave():
     moved = (corners - truth).abs() / boxes.repeat(20, 1)[:, [2, 3, 2, 3]]
     negative = (torch.arange(40) // 2) % 2 == 1
     whole = (made.box_logits.sigmoid()[0, :, 2:] > 1e-3).all(-1)  # corners that passed each other leave a box without area
-    assert (moved[~negative] <= 0.5 + 1e-3).all() and (moved[negative & whole] >= 0.5 - 1e-3).all() and (negative & whole).sum() > 5
+    assert (
+        (moved[~negative] <= 0.5 + 1e-3).all()
+        and (moved[negative & whole] >= 0.5 - 1e-3).all()
+        and (negative & whole).sum() > 5
+    )
     query, index = made.matches[0]
     assert not negative[query].any() and torch.equal(index, torch.tensor([0, 1] * 10))
 
@@ -111,8 +127,10 @@ def test_denoising_without_objects():
 
 def test_anchors_of_a_tiny_map():
     anchors, valid = make_anchors([(2, 2), (1, 1)])
-    torch.testing.assert_close(anchors[0, :4].sigmoid(), torch.tensor(
-        [[0.25, 0.25, 0.05, 0.05], [0.75, 0.25, 0.05, 0.05], [0.25, 0.75, 0.05, 0.05], [0.75, 0.75, 0.05, 0.05]]))
+    torch.testing.assert_close(
+        anchors[0, :4].sigmoid(),
+        torch.tensor([[0.25, 0.25, 0.05, 0.05], [0.75, 0.25, 0.05, 0.05], [0.25, 0.75, 0.05, 0.05], [0.75, 0.75, 0.05, 0.05]]),
+    )
     torch.testing.assert_close(anchors[0, 4].sigmoid(), torch.tensor([0.5, 0.5, 0.1, 0.1]))
     assert valid.all()
 
@@ -120,7 +138,7 @@ def test_anchors_of_a_tiny_map():
 def test_a_query_may_be_detected_twice():
     logits = torch.tensor([[[3.0, 2.0], [-1.0, -2.0]]])
     boxes = torch.tensor([[[0.5, 0.5, 0.5, 1.0], [0.1, 0.1, 0.1, 0.1]]])
-    (corners, scores, labels), = select_detections(logits, boxes, torch.tensor([[200, 100]]), top=3)
+    ((corners, scores, labels),) = select_detections(logits, boxes, torch.tensor([[200, 100]]), top=3)
     assert labels.tolist() == [0, 1, 0]
     torch.testing.assert_close(scores, torch.tensor([3.0, 2.0, -1.0]).sigmoid())
     torch.testing.assert_close(corners[0], torch.tensor([50.0, 0, 150, 100]))

@@ -1,4 +1,5 @@
 """Deformable attention and deformable convolution against loops and numerical gradients."""
+
 from __future__ import annotations
 
 import math
@@ -166,8 +167,18 @@ def conv_inputs(name: str, spread: float = 1.5, dtype: torch.dtype = torch.float
     return tensors, (stride, padding, dilation, groups, deform_groups)
 
 
-def conv_loop(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor, stride: tuple[int, int],
-              padding: tuple[int, int], dilation: tuple[int, int], groups: int, deform_groups: int) -> Tensor:
+def conv_loop(
+    x: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    deform_groups: int,
+) -> Tensor:
     channels_out, per_group, kh, kw = weight.shape
     output = x.new_zeros(x.shape[0], channels_out, *offset.shape[2:])
     offset = offset.view(x.shape[0], deform_groups, kh, kw, 2, *offset.shape[2:])
@@ -194,8 +205,9 @@ def conv_loop(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Ten
 def test_convolution_follows_the_loop(name: str, device: str) -> None:
     (x, offset, mask, weight, bias), geometry = conv_inputs(name)
     moved = [tensor.to(device) for tensor in (x, offset, mask, weight, bias)]
-    torch.testing.assert_close(modulated_deform_conv2d(*moved, *geometry).cpu(),
-                               conv_loop(x, offset, mask, weight, bias, *geometry))
+    torch.testing.assert_close(
+        modulated_deform_conv2d(*moved, *geometry).cpu(), conv_loop(x, offset, mask, weight, bias, *geometry)
+    )
     plain = conv_loop(x, offset, torch.ones_like(mask), weight, torch.zeros_like(bias), *geometry)
     torch.testing.assert_close(deform_conv2d(moved[0], moved[1], moved[3], *geometry).cpu(), plain)
 
@@ -204,8 +216,9 @@ def test_convolution_follows_the_loop(name: str, device: str) -> None:
 def test_convolution_gradients(name: str) -> None:
     tensors, geometry = conv_inputs(name)
     x, offset, mask, weight, bias = (tensor.requires_grad_() for tensor in tensors)
-    assert torch.autograd.gradcheck(lambda *t: modulated_deform_conv2d(*t, *geometry), (x, offset, mask, weight, bias),
-                                    fast_mode=True)
+    assert torch.autograd.gradcheck(
+        lambda *t: modulated_deform_conv2d(*t, *geometry), (x, offset, mask, weight, bias), fast_mode=True
+    )
     assert torch.autograd.gradcheck(lambda *t: deform_conv2d(*t, *geometry), (x, offset, weight), fast_mode=True)
 
 

@@ -1,4 +1,5 @@
 """Focal losses and the kernels that only move values."""
+
 from __future__ import annotations
 
 import math
@@ -22,7 +23,7 @@ def sigmoid_loop(logits: Tensor, target: Tensor, gamma: float, alpha: float, wei
         for c, logit in enumerate(row):
             p = 1 / (1 + math.exp(-logit))
             hit = c == target[n]
-            loss[n, c] = -alpha * (1 - p) ** gamma * math.log(p) if hit else -(1 - alpha) * p ** gamma * math.log(1 - p)
+            loss[n, c] = -alpha * (1 - p) ** gamma * math.log(p) if hit else -(1 - alpha) * p**gamma * math.log(1 - p)
             if weight is not None and target[n] < len(weight):
                 loss[n, c] *= weight[target[n]]
     return loss
@@ -46,10 +47,15 @@ def test_softmax_focal_loss(gamma: float) -> None:
     target = torch.where(target == 4, -1, target)  # ignored
     weight = torch.tensor([1.0, 2, 3, 0.5]).double()
     p = logits.softmax(1)
-    expected = torch.tensor([0.0 if t < 0 else float(-0.3 * weight[t] * (1 - p[n, t]) ** gamma * p[n, t].log())
-                             for n, t in enumerate(target.tolist())]).double()
-    torch.testing.assert_close(softmax_focal_loss(logits, target, gamma, 0.3, weight, "none"), expected, check_dtype=False,
-                               atol=1e-6, rtol=1e-6)
+    expected = torch.tensor(
+        [
+            0.0 if t < 0 else float(-0.3 * weight[t] * (1 - p[n, t]) ** gamma * p[n, t].log())
+            for n, t in enumerate(target.tolist())
+        ]
+    ).double()
+    torch.testing.assert_close(
+        softmax_focal_loss(logits, target, gamma, 0.3, weight, "none"), expected, check_dtype=False, atol=1e-6, rtol=1e-6
+    )
     assert torch.autograd.gradcheck(lambda x: softmax_focal_loss(x, target, gamma, 0.3, weight), logits.requires_grad_())
 
 

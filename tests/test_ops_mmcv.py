@@ -1,4 +1,5 @@
 """mmcv, mmdet and mmseg on top of the stand-ins, through their own Python interfaces."""
+
 from __future__ import annotations
 
 import subprocess
@@ -48,6 +49,7 @@ def run(code: str, *path: Path) -> subprocess.CompletedProcess:
 
 
 # ---- boxes
+
 
 def test_nms_wrapper() -> None:
     boxes, scores = boxes_and_scores()
@@ -123,8 +125,9 @@ def test_deform_conv_pack() -> None:
     torch.testing.assert_close(layer(x), expected)
     assert torch.autograd.gradcheck(layer, x.requires_grad_(), fast_mode=True)
     layer(x).square().sum().backward()
-    reference = torch.autograd.grad(own_deform_conv2d(x, layer.conv_offset(x), layer.weight, 1, 1, 1, 1, 2).square().sum(),
-                                    list(layer.parameters()))
+    reference = torch.autograd.grad(
+        own_deform_conv2d(x, layer.conv_offset(x), layer.weight, 1, 1, 1, 1, 2).square().sum(), list(layer.parameters())
+    )
     for parameter, gradient in zip(layer.parameters(), reference):
         torch.testing.assert_close(parameter.grad, gradient)
 
@@ -138,8 +141,9 @@ def test_modulated_deform_conv_pack(bias: bool) -> None:
 
     def own(x: Tensor) -> Tensor:
         vertical, horizontal, mask = layer.conv_offset(x).chunk(3, 1)
-        return own_modulated_deform_conv2d(x, torch.cat([vertical, horizontal], 1), mask.sigmoid(), layer.weight, layer.bias,
-                                           2, 2, 2, 2, 1)
+        return own_modulated_deform_conv2d(
+            x, torch.cat([vertical, horizontal], 1), mask.sigmoid(), layer.weight, layer.bias, 2, 2, 2, 2, 1
+        )
 
     torch.testing.assert_close(layer(x), own(x))
     parameters = [x, *layer.parameters()]
@@ -197,6 +201,7 @@ def test_psa_mask_module() -> None:
 
 # ---- the module itself
 
+
 @pytest.mark.skipif(COMPILED, reason="mmcv is compiled here: nothing is missing")
 def test_missing_op_names_itself_and_the_command() -> None:
     with pytest.raises(MissingOpError, match=r"'border_align_forward'.*mim install \"mmcv>=2.0.0\"") as caught:
@@ -249,29 +254,37 @@ def test_real_import_errors_and_other_output_come_through(tmp_path: Path) -> Non
     package.mkdir()
     (package / "__init__.py").write_text(
         "import warnings\nprint('Could not import OneDL')\nprint('something', 'else', end='!')\n"
-        "warnings.warn('old', DeprecationWarning, stacklevel=1)\nwarnings.warn('real')\nraise RuntimeError('broken')\n")
+        "warnings.warn('old', DeprecationWarning, stacklevel=1)\nwarnings.warn('real')\nraise RuntimeError('broken')\n"
+    )
     result = run("from mmvit.ops import prepare_openmmlab\nprepare_openmmlab()\nimport mmseg", tmp_path)
     assert result.stdout == "something else!"
     assert "RuntimeError: broken" in result.stderr and "UserWarning: real" in result.stderr and "old" not in result.stderr
 
 
 @pytest.mark.skipif(COMPILED, reason="compiled mmcv goes before torchvision")
-@pytest.mark.parametrize(("body", "source"), [
-    ("raise RuntimeError('operator torchvision::nms does not exist')", "PyTorch"),
-    ("def nms(boxes, scores, threshold):\n    return scores.argsort()", "PyTorch"),
-    ("def nms(boxes, scores, threshold):\n    return scores.argsort(descending=True)[:2]", "torchvision"),
-], ids=["broken", "wrong", "works"])
+@pytest.mark.parametrize(
+    ("body", "source"),
+    [
+        ("raise RuntimeError('operator torchvision::nms does not exist')", "PyTorch"),
+        ("def nms(boxes, scores, threshold):\n    return scores.argsort()", "PyTorch"),
+        ("def nms(boxes, scores, threshold):\n    return scores.argsort(descending=True)[:2]", "torchvision"),
+    ],
+    ids=["broken", "wrong", "works"],
+)
 def test_torchvision_is_used_when_it_works(tmp_path: Path, body: str, source: str) -> None:
     package = tmp_path / "torchvision"
     package.mkdir()
     (package / "__init__.py").touch()
     (package / "ops.py").write_text(body)
-    result = run("""
+    result = run(
+        """
         import torch
         from mmvit.ops import implementations, nms
         kept = nms(torch.tensor([[0., 0, 10, 10], [0, 0, 10, 9], [20, 20, 30, 30]]), torch.tensor([.5, .9, .7]), 0.5)
         print(kept.tolist(), implementations("cpu")["nms"])
-    """, tmp_path)
+    """,
+        tmp_path,
+    )
     assert result.stdout.strip() == f"[1, 2] {source}", result.stderr
 
 
@@ -280,14 +293,17 @@ def test_a_compiled_extension_that_does_not_load_is_replaced(tmp_path: Path) -> 
     package.mkdir()
     (package / "__init__.py").touch()
     (package / "_ext.py").write_text("raise ImportError('undefined symbol: _ZN2at4_ops')")
-    result = run("""
+    result = run(
+        """
         import types
         sys.modules["mmdet.models"] = types.ModuleType("mmdet.models")  # imported too early
         from mmvit.ops import install_stand_ins
         install_stand_ins()
         import mmcv._ext, importlib.util
         print(mmcv._ext.__spec__.origin, importlib.util.find_spec("mmcv._ext") is mmcv._ext.__spec__)
-    """, tmp_path)
+    """,
+        tmp_path,
+    )
     assert result.stdout.strip() == "mmvit.ops.stand_in True", result.stderr
     assert "RuntimeWarning: mmdet.models was imported before mmvit.ops.prepare_openmmlab()" in result.stderr
 

@@ -1,5 +1,5 @@
 """mmdet models on top of the stand-ins: loss, backward and prediction on a CPU."""
-# ruff: noqa: C408  (configs in the style of mmdet)
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
@@ -21,38 +21,68 @@ def assigner(positive: float, negative: float) -> dict:
 
 
 def extractor(size: int) -> dict:
-    return dict(type="SingleRoIExtractor", roi_layer=dict(type="RoIAlign", output_size=size, sampling_ratio=0),
-                out_channels=16, featmap_strides=[4, 8, 16, 32])
+    return dict(
+        type="SingleRoIExtractor",
+        roi_layer=dict(type="RoIAlign", output_size=size, sampling_ratio=0),
+        out_channels=16,
+        featmap_strides=[4, 8, 16, 32],
+    )
 
 
 def mask_rcnn() -> dict:
     sampler = dict(type="RandomSampler", num=64, pos_fraction=0.5, neg_pos_ub=-1, add_gt_as_proposals=True)
     proposals = dict(nms_pre=200, max_per_img=100, nms=dict(type="nms", iou_threshold=0.7), min_bbox_size=0)
     return dict(
-        type="MaskRCNN", data_preprocessor=dict(PREPROCESSOR, pad_mask=True), backbone=BACKBONE,
+        type="MaskRCNN",
+        data_preprocessor=dict(PREPROCESSOR, pad_mask=True),
+        backbone=BACKBONE,
         neck=dict(NECK, conv_cfg=dict(type="DCNv2")),
         rpn_head=dict(type="RPNHead", in_channels=16, feat_channels=16, anchor_generator=ANCHORS, bbox_coder=CODER),
         roi_head=dict(
-            type="StandardRoIHead", bbox_roi_extractor=extractor(7), mask_roi_extractor=extractor(14),
+            type="StandardRoIHead",
+            bbox_roi_extractor=extractor(7),
+            mask_roi_extractor=extractor(14),
             bbox_head=dict(type="Shared2FCBBoxHead", in_channels=16, fc_out_channels=32, num_classes=3, bbox_coder=CODER),
-            mask_head=dict(type="FCNMaskHead", num_convs=1, in_channels=16, conv_out_channels=16, num_classes=3)),
+            mask_head=dict(type="FCNMaskHead", num_convs=1, in_channels=16, conv_out_channels=16, num_classes=3),
+        ),
         train_cfg=dict(
-            rpn=dict(assigner=assigner(0.7, 0.3), sampler=dict(sampler, add_gt_as_proposals=False), allowed_border=-1,
-                     pos_weight=-1, debug=False),
+            rpn=dict(
+                assigner=assigner(0.7, 0.3),
+                sampler=dict(sampler, add_gt_as_proposals=False),
+                allowed_border=-1,
+                pos_weight=-1,
+                debug=False,
+            ),
             rpn_proposal=proposals,
-            rcnn=dict(assigner=assigner(0.5, 0.5), sampler=sampler, mask_size=28, pos_weight=-1, debug=False)),
-        test_cfg=dict(rpn=proposals, rcnn=dict(score_thr=0.0, nms=dict(type="soft_nms", iou_threshold=0.5), max_per_img=10,
-                                               mask_thr_binary=0.5)))
+            rcnn=dict(assigner=assigner(0.5, 0.5), sampler=sampler, mask_size=28, pos_weight=-1, debug=False),
+        ),
+        test_cfg=dict(
+            rpn=proposals,
+            rcnn=dict(score_thr=0.0, nms=dict(type="soft_nms", iou_threshold=0.5), max_per_img=10, mask_thr_binary=0.5),
+        ),
+    )
 
 
 def retina_net() -> dict:
     return dict(
-        type="RetinaNet", data_preprocessor=PREPROCESSOR, backbone=BACKBONE, neck=NECK,
-        bbox_head=dict(type="RetinaHead", in_channels=16, feat_channels=16, stacked_convs=1, num_classes=3,
-                       anchor_generator=ANCHORS, bbox_coder=CODER),
-        train_cfg=dict(assigner=assigner(0.5, 0.4), sampler=dict(type="PseudoSampler"), allowed_border=-1, pos_weight=-1,
-                       debug=False),
-        test_cfg=dict(nms_pre=100, min_bbox_size=0, score_thr=0.0, nms=dict(type="nms", iou_threshold=0.5), max_per_img=10))
+        type="RetinaNet",
+        data_preprocessor=PREPROCESSOR,
+        backbone=BACKBONE,
+        neck=NECK,
+        bbox_head=dict(
+            type="RetinaHead",
+            in_channels=16,
+            feat_channels=16,
+            stacked_convs=1,
+            num_classes=3,
+            anchor_generator=ANCHORS,
+            bbox_coder=CODER,
+        ),
+        train_cfg=dict(
+            assigner=assigner(0.5, 0.4), sampler=dict(type="PseudoSampler"), allowed_border=-1, pos_weight=-1, debug=False
+        ),
+        test_cfg=dict(nms_pre=100, min_bbox_size=0, score_thr=0.0, nms=dict(type="nms", iou_threshold=0.5), max_per_img=10),
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +91,7 @@ def mmdet_scope() -> Iterator[None]:
     prepare_openmmlab()
     import mmdet.models  # noqa: F401  (fills the registry)
     from mmengine.registry import DefaultScope
+
     with DefaultScope.overwrite_default_scope("mmdet"):
         yield
 
@@ -69,15 +100,18 @@ def batch() -> dict:
     from mmdet.structures import DetDataSample
     from mmdet.structures.mask import BitmapMasks
     from mmengine.structures import InstanceData
+
     samples = []
     for boxes in ([[4.0, 6, 40, 50], [20, 20, 60, 60]], []):  # the second picture is empty
         instances = InstanceData(bboxes=torch.tensor(boxes).reshape(-1, 4), labels=torch.arange(len(boxes)))
         masks = torch.zeros(len(boxes), 64, 64, dtype=torch.uint8)
         for mask, (x1, y1, x2, y2) in zip(masks, boxes):
-            mask[int(y1):int(y2), int(x1):int(x2)] = 1
+            mask[int(y1) : int(y2), int(x1) : int(x2)] = 1
         instances.masks = BitmapMasks(masks.numpy(), 64, 64)
-        sample = DetDataSample(gt_instances=instances, metainfo=dict(img_shape=(64, 64), ori_shape=(64, 64),
-                                                                     pad_shape=(64, 64), scale_factor=(1.0, 1.0)))
+        sample = DetDataSample(
+            gt_instances=instances,
+            metainfo=dict(img_shape=(64, 64), ori_shape=(64, 64), pad_shape=(64, 64), scale_factor=(1.0, 1.0)),
+        )
         samples.append(sample)
     generator = torch.Generator().manual_seed(0)
     images = [torch.randint(0, 256, (3, 64, 64), generator=generator, dtype=torch.uint8) for _ in samples]
@@ -88,6 +122,7 @@ def batch() -> dict:
 def test_detector_trains_and_predicts(config: Callable[[], dict]) -> None:
     from mmdet.registry import MODELS
     from mmengine.config import ConfigDict
+
     torch.manual_seed(0)
     model = MODELS.build(ConfigDict(config()))
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)

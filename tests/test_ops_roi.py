@@ -1,4 +1,5 @@
 """RoIAlign and RoIPool against loops over bins and samples."""
+
 from __future__ import annotations
 
 import math
@@ -10,16 +11,18 @@ from torch import Tensor
 from mmvit.ops import roi_align, roi_pool
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-ROIS = torch.tensor([
-    [0, 1.3, 2.1, 11.7, 14.4],  # inside
-    [1, 0.0, 0.0, 15.0, 12.0],  # the whole map
-    [0, -6.2, -3.9, 4.8, 5.1],  # partly outside
-    [1, -40.0, -40.0, -20.0, -20.0],  # wholly outside
-    [1, 10.2, 7.7, 31.9, 26.3],
-    [0, 5.5, 5.5, 5.5, 5.5],  # a point
-    [1, 3.1, 4.2, 3.9, 9.7],  # a sliver
-    [0, -50.0, -70.0, 90.0, 60.0],  # far larger than the map
-])
+ROIS = torch.tensor(
+    [
+        [0, 1.3, 2.1, 11.7, 14.4],  # inside
+        [1, 0.0, 0.0, 15.0, 12.0],  # the whole map
+        [0, -6.2, -3.9, 4.8, 5.1],  # partly outside
+        [1, -40.0, -40.0, -20.0, -20.0],  # wholly outside
+        [1, 10.2, 7.7, 31.9, 26.3],
+        [0, 5.5, 5.5, 5.5, 5.5],  # a point
+        [1, 3.1, 4.2, 3.9, 9.7],  # a sliver
+        [0, -50.0, -70.0, 90.0, 60.0],  # far larger than the map
+    ]
+)
 
 
 def features(dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
@@ -35,8 +38,12 @@ def interpolate(plane: Tensor, y: float, x: float) -> Tensor:
     top, left = math.floor(y), math.floor(x)
     bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
     dy, dx = y - top, x - left
-    return ((1 - dy) * (1 - dx) * plane[:, top, left] + (1 - dy) * dx * plane[:, top, right]
-            + dy * (1 - dx) * plane[:, bottom, left] + dy * dx * plane[:, bottom, right])
+    return (
+        (1 - dy) * (1 - dx) * plane[:, top, left]
+        + (1 - dy) * dx * plane[:, top, right]
+        + dy * (1 - dx) * plane[:, bottom, left]
+        + dy * dx * plane[:, bottom, right]
+    )
 
 
 def align_loop(x: Tensor, rois: Tensor, size: tuple[int, int], scale: float, ratio: int, mode: str, aligned: bool) -> Tensor:
@@ -61,8 +68,9 @@ def align_loop(x: Tensor, rois: Tensor, size: tuple[int, int], scale: float, rat
 @pytest.mark.parametrize("aligned", [True, False])
 @pytest.mark.parametrize("mode", ["avg", "max"])
 @pytest.mark.parametrize(("ratio", "scale", "size"), [(0, 1.0, (2, 3)), (0, 0.5, (7, 7)), (2, 1.0, (3, 2)), (1, 0.25, (2, 2))])
-def test_roi_align_follows_the_loop(ratio: int, scale: float, size: tuple[int, int], mode: str, aligned: bool,
-                                    device: str) -> None:
+def test_roi_align_follows_the_loop(
+    ratio: int, scale: float, size: tuple[int, int], mode: str, aligned: bool, device: str
+) -> None:
     x, rois = features(), ROIS.double()
     expected = align_loop(x, rois, size, scale, ratio, mode, aligned)
     torch.testing.assert_close(roi_align(x.to(device), rois.to(device), size, scale, ratio, mode, aligned).cpu(), expected)

@@ -1,4 +1,5 @@
 """NMS and its relatives against loops that follow the definitions word by word."""
+
 from __future__ import annotations
 
 import math
@@ -83,8 +84,11 @@ def test_batched_nms_is_nms_of_each_label() -> None:
     boxes = boxes - 60  # also negative coordinates
     labels = torch.arange(90) % 4
     kept = batched_nms(boxes, scores, labels, 0.3)
-    expected = [i for label in range(4) for i in (labels == label).nonzero()[:, 0][
-        nms(boxes[labels == label], scores[labels == label], 0.3)].tolist()]
+    expected = [
+        i
+        for label in range(4)
+        for i in (labels == label).nonzero()[:, 0][nms(boxes[labels == label], scores[labels == label], 0.3)].tolist()
+    ]
     assert sorted(kept.tolist()) == sorted(expected)
     assert scores[kept].tolist() == sorted(scores[kept].tolist(), reverse=True)
     assert batched_nms(boxes[:0], scores[:0], labels[:0], 0.3).tolist() == []
@@ -97,15 +101,22 @@ def test_nms_match_groups(threshold: float) -> None:
     order = scores.argsort(descending=True).tolist()
     for i in order:
         if i not in taken:
-            groups.append([i] + [j for j in order if j != i and j not in taken and scores[j] < scores[i]
-                                 and iou(rows[i], rows[j]) >= threshold])
+            groups.append(
+                [i]
+                + [
+                    j
+                    for j in order
+                    if j != i and j not in taken and scores[j] < scores[i] and iou(rows[i], rows[j]) >= threshold
+                ]
+            )
             taken.update(groups[-1])
     assert [group.tolist() for group in nms_match(boxes, scores, threshold)] == groups
     assert nms_match(boxes[:0], scores[:0], threshold) == []
 
 
-def soft_loop(boxes: Tensor, scores: Tensor, threshold: float, sigma: float, min_score: float, method: str,
-              offset: int) -> list[tuple[int, float]]:
+def soft_loop(
+    boxes: Tensor, scores: Tensor, threshold: float, sigma: float, min_score: float, method: str, offset: int
+) -> list[tuple[int, float]]:
     rows, left = boxes.tolist(), dict(enumerate(scores.tolist()))
     result = []
     while left:
@@ -114,7 +125,7 @@ def soft_loop(boxes: Tensor, scores: Tensor, threshold: float, sigma: float, min
         for i in list(left):
             overlap = iou(rows[best], rows[i], offset)
             if method == "gaussian":
-                left[i] *= math.exp(-overlap ** 2 / sigma)
+                left[i] *= math.exp(-(overlap**2) / sigma)
             elif overlap >= threshold:
                 left[i] *= 1 - overlap if method == "linear" else 0
             if left[i] < min_score:

@@ -1,4 +1,5 @@
 """What the README says is true."""
+
 import re
 from pathlib import Path
 
@@ -39,8 +40,13 @@ def test_the_backbone_of_the_readme_trains(recipe):
     assert mmvit.list_backbones("tinynet_*") == ["tinynet_large", "tinynet_small"]
     from test_rtdetr import batch, losses_of
 
-    model = mmvit.create_model(recipe, num_classes=5, backbone="tinynet_small", neck=dict(hidden_dim=16, feedforward=16, num_heads=2),
-                               head=dict(hidden_dim=16, num_heads=2, feedforward=16, num_layers=2, num_queries=10)).train()
+    model = mmvit.create_model(
+        recipe,
+        num_classes=5,
+        backbone="tinynet_small",
+        neck=dict(hidden_dim=16, feedforward=16, num_heads=2),
+        head=dict(hidden_dim=16, num_heads=2, feedforward=16, num_layers=2, num_queries=10),
+    ).train()
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     totals = []
     for _ in range(8):

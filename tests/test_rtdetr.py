@@ -1,4 +1,5 @@
 """RT-DETR as a whole: gradients, deploy mode, decoder length, sizes, precision, weights of other code."""
+
 import copy
 
 import pytest
@@ -21,7 +22,9 @@ def batch(count=2, size=64, objects=3, classes=5):
     for i in range(count):
         corner = torch.rand(objects, 2, generator=generator) * size / 2
         boxes = torch.cat([corner, corner + 8 + torch.rand(objects, 2, generator=generator) * (size / 2 - 8)], 1)
-        sample = DataSample(gt_instances=InstanceData(bboxes=boxes, labels=torch.randint(classes, (objects,), generator=generator)))
+        sample = DataSample(
+            gt_instances=InstanceData(bboxes=boxes, labels=torch.randint(classes, (objects,), generator=generator))
+        )
         sample.set_metainfo(dict(img_id=10 + i, img_shape=(size, size), ori_shape=(2 * size, 3 * size)))
         samples.append(sample)
         images.append(torch.randint(256, (3, size, size), generator=generator, dtype=torch.uint8))
@@ -42,9 +45,18 @@ def losses_of(model, data):
     return model(**model.data_preprocessor(copy.deepcopy(data), training=True), mode="loss")
 
 
-@pytest.mark.parametrize("overrides", [
-    {}, dict(head=dict(version=2)), dict(head=dict(query_select="one2many")), dict(head=dict(query_select="agnostic")),
-    dict(head=dict(num_points=[1, 2, 3])), dict(backbone="hgnetv2_debug"), dict(head=dict(criterion=dict(share_matches=True, box_weight="iou")))])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        dict(head=dict(version=2)),
+        dict(head=dict(query_select="one2many")),
+        dict(head=dict(query_select="agnostic")),
+        dict(head=dict(num_points=[1, 2, 3])),
+        dict(backbone="hgnetv2_debug"),
+        dict(head=dict(criterion=dict(share_matches=True, box_weight="iou"))),
+    ],
+)
 @pytest.mark.parametrize("objects", [3, 0])
 def test_gradients_reach_every_parameter(overrides, objects):
     model = filled(debug(**overrides)).train()
@@ -99,7 +111,9 @@ def test_sides_that_are_no_multiple_of_32_are_padded():
         return model.test_step(dict(inputs=[image], data_samples=[sample]))[0].pred_instances
 
     torch.testing.assert_close(predict(image, (50, 70)).bboxes, predict(padded, (64, 96)).bboxes)
-    torch.testing.assert_close(predict(image, (100, 210)).bboxes, predict(image, (50, 70)).bboxes * torch.tensor([3.0, 2, 3, 2]))
+    torch.testing.assert_close(
+        predict(image, (100, 210)).bboxes, predict(image, (50, 70)).bboxes * torch.tensor([3.0, 2, 3, 2])
+    )
 
 
 def test_images_of_different_sizes_are_an_error():
@@ -120,7 +134,9 @@ def test_multi_scale_changes_the_input_in_training_only():
         debug(data_preprocessor=dict(multi_scale=[33]))
 
 
-@pytest.mark.parametrize("overrides", [{}, dict(backbone="hgnetv2_debug"), dict(head=dict(num_layers=3, eval_idx=1)), dict(neck=dict(expansion=1.0))])
+@pytest.mark.parametrize(
+    "overrides", [{}, dict(backbone="hgnetv2_debug"), dict(head=dict(num_layers=3, eval_idx=1)), dict(neck=dict(expansion=1.0))]
+)
 def test_deploy_gives_the_same_boxes(overrides):
     model = filled(debug(**overrides)).eval()
     merged = copy.deepcopy(model).deploy()
@@ -190,13 +206,18 @@ def test_state_dict_round_trip_and_official_names():
         if part == "neck" and name.startswith("input_proj"):
             name = name.replace(".conv.", ".0.").replace(".norm.", ".1.")
         official[f"{dict(backbone='backbone', neck='encoder', head='decoder')[part]}.{name}"] = value
-    official |= {"decoder.anchors": torch.zeros(1, 84, 4), "decoder.valid_mask": torch.zeros(1, 84, 1),
-                 "decoder.decoder.layers.0.cross_attn.num_points_scale": torch.zeros(12)}
+    official |= {
+        "decoder.anchors": torch.zeros(1, 84, 4),
+        "decoder.valid_mask": torch.zeros(1, 84, 1),
+        "decoder.decoder.layers.0.cross_attn.num_points_scale": torch.zeros(12),
+    }
     assert set(other.convert(official)) == set(model.state_dict())
 
 
 def test_variants_are_wired_and_wrong_names_help():
-    assert {"rtdetr_r50", "rtdetrv2_s", "rtdetrv2_m*", "rtdetrv2_hgnetv2_x", "rtdetrv2_r50_dsp", "rtdetrv2_r18_sp1"} <= set(list_models())
+    assert {"rtdetr_r50", "rtdetrv2_s", "rtdetrv2_m*", "rtdetrv2_hgnetv2_x", "rtdetrv2_r50_dsp", "rtdetrv2_r18_sp1"} <= set(
+        list_models()
+    )
     with pytest.raises(UserError, match="Did you mean 'rtdetr_r50'"):
         create_model("rtdert_r50")
     with pytest.raises(UserError, match="Did you mean 'r50vd'"):
@@ -210,10 +231,23 @@ def test_variants_are_wired_and_wrong_names_help():
 def transformers_model():
     from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrResNetConfig
 
-    backbone = RTDetrResNetConfig(depths=[2, 1, 1, 1], hidden_sizes=[16, 24, 32, 32], embedding_size=8, out_features=["stage2", "stage3", "stage4"])
-    config = RTDetrConfig(backbone_config=backbone, encoder_in_channels=[24, 32, 32], encoder_hidden_dim=16, encoder_ffn_dim=16, d_model=16,
-                          decoder_ffn_dim=16, encoder_attention_heads=2, decoder_attention_heads=2, decoder_in_channels=[16, 16, 16],
-                          decoder_layers=2, num_queries=10, num_labels=5)
+    backbone = RTDetrResNetConfig(
+        depths=[2, 1, 1, 1], hidden_sizes=[16, 24, 32, 32], embedding_size=8, out_features=["stage2", "stage3", "stage4"]
+    )
+    config = RTDetrConfig(
+        backbone_config=backbone,
+        encoder_in_channels=[24, 32, 32],
+        encoder_hidden_dim=16,
+        encoder_ffn_dim=16,
+        d_model=16,
+        decoder_ffn_dim=16,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        decoder_in_channels=[16, 16, 16],
+        decoder_layers=2,
+        num_queries=10,
+        num_labels=5,
+    )
     return filled(RTDetrForObjectDetection(config)).eval()
 
 
@@ -232,7 +266,10 @@ def test_weights_of_transformers():
 def test_weights_under_the_older_names_of_transformers():
     """Hub checkpoints name some parts as earlier releases did."""
     state = transformers_model().state_dict()
-    older = {k.replace(".aifi.", ".encoder.").replace(".mlp.fc", ".fc").replace(".o_proj.", ".out_proj."): v for k, v in state.items()}
+    older = {
+        k.replace(".aifi.", ".encoder.").replace(".mlp.fc", ".fc").replace(".o_proj.", ".out_proj."): v
+        for k, v in state.items()
+    }
     model = debug(backbone=dict(name="presnet_debug", depths=(2, 1, 1, 1), freeze_norm=True), neck=dict(expansion=1.0))
     new, old = model.convert(state), model.convert(older)
     assert set(new) == set(old) == set(model.state_dict()) | {k for k in new if k.endswith("num_batches_tracked")}

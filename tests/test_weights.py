@@ -1,4 +1,5 @@
 """Index, download and loading of checkpoints."""
+
 from __future__ import annotations
 
 import hashlib
@@ -70,7 +71,7 @@ class Handler(BaseHTTPRequestHandler):
         piece = server.body[start:]
         if server.cuts:
             server.cuts -= 1
-            piece = piece[:server.cut_after]
+            piece = piece[: server.cut_after]
         self.wfile.write(piece)
 
 
@@ -99,11 +100,22 @@ def only_file(cache: Path) -> Path:
 
 # ---- index
 
+
 def test_index_is_complete_and_consistent() -> None:
     from mmvit.architectures import list_models
+
     entries = index()
-    assert {"rtdetr_r18", "rtdetr_r34", "rtdetr_r50m", "rtdetr_r50", "rtdetr_r101", "rtdetr_r50_obj365", "rtdetrv2_r50_dsp",
-            "rtdetrv2_r18_sp1", "rtdetrv2_hgnetv2_h"} <= set(entries)
+    assert {
+        "rtdetr_r18",
+        "rtdetr_r34",
+        "rtdetr_r50m",
+        "rtdetr_r50",
+        "rtdetr_r101",
+        "rtdetr_r50_obj365",
+        "rtdetrv2_r50_dsp",
+        "rtdetrv2_r18_sp1",
+        "rtdetrv2_hgnetv2_h",
+    } <= set(entries)
     for entry in entries.values():
         assert entry.architecture in list_models()
         if entry.packaged is None:
@@ -117,6 +129,7 @@ def test_index_is_complete_and_consistent() -> None:
 
 def test_every_pretrained_backbone_is_one_of_ours() -> None:
     from mmvit.backbones import find_backbone
+
     names = {entry.backbone for entry in index().values() if entry.backbone}
     assert {find_backbone(name)[1] for name in names} == {"18vd", "34vd", "50vd", "101vd", "l", "x", "h"}
     assert all(backbone_url(name).endswith(".pth") for name in names)
@@ -141,6 +154,7 @@ def test_packaged_weights_name_the_command_that_makes_them(tmp_path: Path, monke
 
 
 # ---- download
+
 
 def test_download_is_made_once_and_hash_recorded(server: Server, cache: Path) -> None:
     path = resolve(server.url, progress=False)
@@ -255,8 +269,12 @@ def test_without_network_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPatc
         resolve("rtdetr_r50", progress=False)
     message = str(error.value)
     assert "\n" not in message
-    for part in ("cannot download rtdetr_r50vd_6x_coco_from_paddle.pth", published("rtdetr_r50").url, "--model rtdetr_shapes",
-                 str(cache / "rtdetr_r50vd_6x_coco_from_paddle.pth")):
+    for part in (
+        "cannot download rtdetr_r50vd_6x_coco_from_paddle.pth",
+        published("rtdetr_r50").url,
+        "--model rtdetr_shapes",
+        str(cache / "rtdetr_r50vd_6x_coco_from_paddle.pth"),
+    ):
         assert part in message
     with pytest.raises(UserError) as error:
         resolve("presnet_18vd", progress=False)
@@ -276,7 +294,6 @@ def test_a_full_disk_is_noticed_before_the_download(server: Server, monkeypatch:
         resolve(server.url, progress=False)
 
 
-
 def test_concurrent_users_share_one_download(server: Server) -> None:
     found: list[Path] = []
     threads = [threading.Thread(target=lambda: found.append(resolve(server.url, progress=False))) for _ in range(4)]
@@ -288,6 +305,7 @@ def test_concurrent_users_share_one_download(server: Server) -> None:
 
 
 # ---- loading
+
 
 def net(classes: int = 3) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Linear(4, classes))
@@ -301,8 +319,15 @@ def assert_same(a: dict, b: dict) -> None:
 
 def test_official_layout_prefers_the_average(tmp_path: Path) -> None:
     raw, average = net().state_dict(), net().state_dict()
-    torch.save({"model": raw, "ema": {"module": average, "updates": 7}, "last_epoch": 71,
-                "lr_scheduler": {"milestones": Counter([1000])}}, tmp_path / "a.pth")
+    torch.save(
+        {
+            "model": raw,
+            "ema": {"module": average, "updates": 7},
+            "last_epoch": 71,
+            "lr_scheduler": {"milestones": Counter([1000])},
+        },
+        tmp_path / "a.pth",
+    )
     state, meta = load_checkpoint(tmp_path / "a.pth")
     assert_same(state, average)
     assert meta["weights_key"] == "ema.module" and meta["last_epoch"] == 71
@@ -338,8 +363,11 @@ def test_mmengine_layout_gives_the_averaged_weights(tmp_path: Path) -> None:
     hook.after_train_iter(runner, 1)
     average = {key: value.clone() for key, value in hook.ema_model.module.state_dict().items()}
     history = HistoryBuffer([1.0, 2.0], [1, 1])
-    checkpoint = {"meta": {"epoch": 3, "dataset_meta": {"classes": ("cat", "dog", "owl"), "cat_ids": [1, 5, 9]}},
-                  "state_dict": model.state_dict(), "message_hub": {"log_scalars": {"train/loss": history}, "x": np.float64(1)}}
+    checkpoint = {
+        "meta": {"epoch": 3, "dataset_meta": {"classes": ("cat", "dog", "owl"), "cat_ids": [1, 5, 9]}},
+        "state_dict": model.state_dict(),
+        "message_hub": {"log_scalars": {"train/loss": history}, "x": np.float64(1)},
+    }
     hook.before_save_checkpoint(runner, checkpoint)
     torch.save(checkpoint, tmp_path / "epoch_3.pth")
 
@@ -374,8 +402,9 @@ class Payload:
 @pytest.mark.parametrize("zipped", [True, False])
 def test_code_in_a_checkpoint_does_not_run(tmp_path: Path, zipped: bool) -> None:
     path = tmp_path / "evil.pth"
-    torch.save({"state_dict": net().state_dict(), "extra": Payload(tmp_path / "harm")}, path,
-               _use_new_zipfile_serialization=zipped)
+    torch.save(
+        {"state_dict": net().state_dict(), "extra": Payload(tmp_path / "harm")}, path, _use_new_zipfile_serialization=zipped
+    )
     with pytest.raises(UserError, match=f"{path} holds more than tensors .*mkdir.* refused"):
         load_checkpoint(path)
     assert not (tmp_path / "harm").exists()
@@ -406,10 +435,16 @@ def test_a_whole_pickled_model_is_refused(tmp_path: Path) -> None:
 def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
     torch.save(net().state_dict(), tmp_path / "whole.pth")
     save_safetensors(tmp_path / "whole.safetensors", net().state_dict(), {})
-    contents = {"cut.pth": (tmp_path / "whole.pth").read_bytes()[:-300], "cut.safetensors": b"",
-                "half.safetensors": (tmp_path / "whole.safetensors").read_bytes()[:-100], "page.pth": b"<html>404</html>",
-                "pickle.pth": pickle.dumps({"a": 1}), "protocol4.pth": pickle.dumps([1, 2], protocol=4),
-                "net.pdparams": b"\x80\x02", "pointer.pth": b"version https://git-lfs.github.com/spec/v1\n"}
+    contents = {
+        "cut.pth": (tmp_path / "whole.pth").read_bytes()[:-300],
+        "cut.safetensors": b"",
+        "half.safetensors": (tmp_path / "whole.safetensors").read_bytes()[:-100],
+        "page.pth": b"<html>404</html>",
+        "pickle.pth": pickle.dumps({"a": 1}),
+        "protocol4.pth": pickle.dumps([1, 2], protocol=4),
+        "net.pdparams": b"\x80\x02",
+        "pointer.pth": b"version https://git-lfs.github.com/spec/v1\n",
+    }
     for name, content in contents.items():
         path = tmp_path / name
         path.write_bytes(content)
@@ -422,9 +457,15 @@ def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
         load_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("content, message", [
-    ({"epoch": 3, "lr": 0.1}, "holds no weights"), ({}, "holds no weights"), ([1, 2], "holds a list"),
-    ({"a": torch.ones(1), "b": 2}, "entries that are not tensors.*: b;")])
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ({"epoch": 3, "lr": 0.1}, "holds no weights"),
+        ({}, "holds no weights"),
+        ([1, 2], "holds a list"),
+        ({"a": torch.ones(1), "b": 2}, "entries that are not tensors.*: b;"),
+    ],
+)
 def test_dicts_without_weights(tmp_path: Path, content: object, message: str) -> None:
     torch.save(content, tmp_path / "a.pth")
     with pytest.raises(UserError, match=message):
@@ -435,9 +476,11 @@ def test_load_into_is_strict_and_leaves_the_model_alone_on_error() -> None:
     model, source = net(), net().state_dict()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     other_shape = {"0.weight": torch.ones(4, 3, 3, 3)}
-    for change, message in ((lambda s: s.pop("0.bias"), "1 of 9 keys are missing: 0.bias"),
-                            (lambda s: s.update(extra=torch.ones(1)), "1 keys are unexpected: extra"),
-                            (lambda s: s.update(other_shape), r"0.weight \(4, 3, 3, 3\) .*\(4, 3, 1, 1\)")):
+    for change, message in (
+        (lambda s: s.pop("0.bias"), "1 of 9 keys are missing: 0.bias"),
+        (lambda s: s.update(extra=torch.ones(1)), "1 keys are unexpected: extra"),
+        (lambda s: s.update(other_shape), r"0.weight \(4, 3, 3, 3\) .*\(4, 3, 1, 1\)"),
+    ):
         state = dict(source)
         change(state)
         with pytest.raises(UserError, match=message):

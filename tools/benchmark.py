@@ -1,4 +1,5 @@
 """Measure a model: ``python tools/benchmark.py rtdetr_r50``."""
+
 import sys
 
 from mmvit.benchmark import add_arguments, run

@@ -1,4 +1,5 @@
 """Compare our networks with recorded numbers of the official code: ``python tools/check_golden.py tests/goldens/*.json``."""
+
 import sys
 
 from mmvit.check_golden import add_arguments, run

@@ -1,10 +1,11 @@
 """Strip a training checkpoint to what inference needs: ``python tools/publish_checkpoint.py best.pth OUT.safetensors``.
 
-Keeps the evaluated weights (half precision with ``--half``), the classes and the scores. The packaged ``rtdetr_shapes`` is made by
+Keeps the evaluated weights (16 bits with ``--half``), the classes and the scores. The packaged ``rtdetr_shapes`` is made by
 
     make quickstart
     python tools/publish_checkpoint.py work_dirs/quickstart/best.pth mmvit/weights/files/rtdetr_shapes.safetensors --half
 """
+
 import argparse
 import sys
 from pathlib import Path
@@ -29,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     keep = {key: meta[key] for key in ("classes", "dataset_meta", "score", "iter", "epoch", "mmvit_version") if key in meta}
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     save_safetensors(args.out, state, keep)
-    print(f"{args.out}: {Path(args.out).stat().st_size / 1e6:.1f} MB, {len(state)} tensors, classes {', '.join(keep.get('classes', ()))}")
+    print(f"{args.out}: {Path(args.out).stat().st_size / 1e6:.1f} MB, classes {', '.join(keep.get('classes', ()))}")
     return 0
 
 

@@ -1,4 +1,5 @@
 """Models by name, and their weights."""
+
 from __future__ import annotations
 
 import fnmatch
@@ -12,7 +13,15 @@ from mmvit.weights import load_checkpoint, load_into
 
 from .rtdetr import RTDETR, VARIANTS
 
-_SHORT = {"r18": "r18vd", "r34": "r34vd", "r50m": "r50vd_m", "r50": "r50vd", "r101": "r101vd", "shapes": "shapes", "debug": "debug"}
+_SHORT = {
+    "r18": "r18vd",
+    "r34": "r34vd",
+    "r50m": "r50vd_m",
+    "r50": "r50vd",
+    "r101": "r101vd",
+    "shapes": "shapes",
+    "debug": "debug",
+}
 _HGNET = {name: name for name in VARIANTS if name.startswith("hgnet")}
 
 
@@ -27,7 +36,9 @@ def _models() -> dict[str, str]:
         table[f"rtdetrv2_r18_sp{points}"] = f"v2_r18vd_sp{points}"
     for size, short in {"s": "r18", "m": "r34", "m*": "r50m", "l": "r50", "x": "r101"}.items():
         table[f"rtdetrv2_{size}"] = f"v2_{_SHORT[short]}"
-    table |= {f"{name}_obj365": arch for name, arch in list(table.items()) if name in ("rtdetr_r18", "rtdetr_r50", "rtdetr_r101")}
+    table |= {
+        f"{name}_obj365": arch for name, arch in list(table.items()) if name in ("rtdetr_r18", "rtdetr_r50", "rtdetr_r101")
+    }
     return table
 
 

@@ -1,4 +1,5 @@
 """From collated images to the network's input."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -40,8 +41,10 @@ class RTDETRPreprocessor(BaseDataPreprocessor):
         if not isinstance(inputs, Tensor):
             sizes = {tuple(image.shape[-2:]) for image in inputs}
             if len(sizes) > 1:
-                raise UserError(f"The images of a batch have different sizes: {sorted(sizes)}. Add a Resize with a fixed size to the "
-                                "data pipeline, or use batch size 1.")
+                raise UserError(
+                    f"The images of a batch have different sizes: {sorted(sizes)}. Add a Resize with a fixed size to the "
+                    "data pipeline, or use batch size 1."
+                )
             inputs = torch.stack(list(inputs))
         height, width = (-(-side // self.divisor) * self.divisor for side in inputs.shape[-2:])
         if (height, width) != tuple(inputs.shape[-2:]):

@@ -3,6 +3,7 @@
 Papers: "DETRs Beat YOLOs on Real-time Object Detection" (arXiv 2304.08069), "RT-DETRv2: Improved Baseline with Bag-of-Freebies
 for Real-Time Detection Transformer" (arXiv 2407.17140).
 """
+
 from __future__ import annotations
 
 import logging
@@ -21,8 +22,8 @@ from mmvit.errors import UserError, did_you_mean
 from mmvit.heads import select_detections
 from mmvit.heads.rtdetr_head import DecoderOutput
 from mmvit.layers.reparam import deploy
-from mmvit.matching import Target
 from mmvit.losses import corners_to_centre
+from mmvit.matching import Target
 from mmvit.registry import MODELS
 
 from .convert_transformers import from_transformers
@@ -39,11 +40,21 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "r101vd": {**_LARGE, "backbone": "presnet_101vd"},
     "hgnetv2_l": {**_BASE, "backbone": "hgnetv2_l"},
     "hgnetv2_x": {**_LARGE, "backbone": "hgnetv2_x"},
-    "hgnetv2_h": dict(neck=dict(hidden_dim=512, feedforward=2048, expansion=1.0, num_layers=2), head=dict(num_layers=6), backbone="hgnetv2_h"),
-    "shapes": dict(backbone="presnet_shapes", neck=dict(hidden_dim=96, feedforward=192, expansion=0.5, num_heads=4), eval_size=(160, 160),
-                   head=dict(hidden_dim=96, num_heads=4, feedforward=192, num_layers=3, num_queries=30, num_denoising=24)),
-    "debug": dict(backbone="presnet_debug", neck=dict(hidden_dim=16, feedforward=16, expansion=0.5, num_heads=2), eval_size=(64, 64),
-                  head=dict(hidden_dim=16, num_heads=2, feedforward=16, num_layers=2, num_queries=10, num_denoising=4)),
+    "hgnetv2_h": dict(
+        neck=dict(hidden_dim=512, feedforward=2048, expansion=1.0, num_layers=2), head=dict(num_layers=6), backbone="hgnetv2_h"
+    ),
+    "shapes": dict(
+        backbone="presnet_shapes",
+        neck=dict(hidden_dim=96, feedforward=192, expansion=0.5, num_heads=4),
+        eval_size=(160, 160),
+        head=dict(hidden_dim=96, num_heads=4, feedforward=192, num_layers=3, num_queries=30, num_denoising=24),
+    ),
+    "debug": dict(
+        backbone="presnet_debug",
+        neck=dict(hidden_dim=16, feedforward=16, expansion=0.5, num_heads=2),
+        eval_size=(64, 64),
+        head=dict(hidden_dim=16, num_heads=2, feedforward=16, num_layers=2, num_queries=10, num_denoising=4),
+    ),
 }
 
 
@@ -56,8 +67,10 @@ def variant(arch: str) -> dict[str, Any]:
     v2, base, suffix = match.groups()
     if base not in VARIANTS or (suffix and not v2):
         known = [*VARIANTS, *(f"v2_{name}" for name in VARIANTS)]
-        raise UserError(f"RT-DETR has no variant {arch!r}.{did_you_mean(arch, known)} Known variants: {', '.join(known)}, "
-                        "and those of v2 with _dsp, _sp1, _sp2 or _sp3.")
+        raise UserError(
+            f"RT-DETR has no variant {arch!r}.{did_you_mean(arch, known)} Known variants: {', '.join(known)}, "
+            "and those of v2 with _dsp, _sp1, _sp2 or _sp3."
+        )
     settings = {"eval_size": (640, 640), **VARIANTS[base]}
     head = dict(settings["head"], version=2 if v2 else 1)
     if suffix == "dsp":
@@ -85,8 +98,18 @@ class RTDETR(BaseModel):
     (logits (N, Q, C) and normalised centre boxes (N, Q, 4)).
     """
 
-    def __init__(self, arch: str = "r50vd", num_classes: int = 80, *, backbone: str | dict | None = None, neck: dict | None = None,
-                 head: dict | None = None, backbone_pretrained: bool | str = False, data_preprocessor: dict | None = None, top: int = 300):
+    def __init__(
+        self,
+        arch: str = "r50vd",
+        num_classes: int = 80,
+        *,
+        backbone: str | dict | None = None,
+        neck: dict | None = None,
+        head: dict | None = None,
+        backbone_pretrained: bool | str = False,
+        data_preprocessor: dict | None = None,
+        top: int = 300,
+    ):
         super().__init__(data_preprocessor=MODELS.build({"type": "RTDETRPreprocessor", **(data_preprocessor or {})}))
         settings = variant(arch)
         backbone = settings["backbone"] if backbone is None else backbone
@@ -162,7 +185,7 @@ class RTDETR(BaseModel):
         The boxes stay the same (1e-4); training is no longer possible. Anchors and positions are cached per input size.
         """
         deploy(self)
-        del self.head.layers[self.head.eval_layers:]
+        del self.head.layers[self.head.eval_layers :]
         return self.to(memory_format=torch.channels_last)
 
     def layer_depth(self, name: str) -> int | None:
@@ -193,7 +216,10 @@ class RTDETR(BaseModel):
     def training_only(self) -> set[str]:
         """Prefixes of parameters that evaluation does not use."""
         unused = range(self.head.eval_layers, len(self.head.layers))
-        return {"head.denoising_class_embed", *(f"head.{part}.{i}." for i in unused for part in ("layers", "dec_score_head", "dec_bbox_head"))}
+        return {
+            "head.denoising_class_embed",
+            *(f"head.{part}.{i}." for i in unused for part in ("layers", "dec_score_head", "dec_bbox_head")),
+        }
 
 
 def _pixels(sample: DataSample) -> tuple[float, float]:

@@ -1,4 +1,5 @@
 """What every backbone promises, and how backbones are found by name."""
+
 from __future__ import annotations
 
 import fnmatch
@@ -35,8 +36,10 @@ class Backbone(nn.Module):
     def settings(cls, arch: str, overrides: dict[str, Any]) -> dict[str, Any]:
         """The constructor arguments of the published variant `arch`, changed by those of `overrides` that are not None."""
         if arch not in cls.variants:
-            raise UserError(f"{cls.__name__} has no variant {arch!r}.{did_you_mean(arch, cls.variants)} "
-                            f"Known variants: {', '.join(cls.variants)}.")
+            raise UserError(
+                f"{cls.__name__} has no variant {arch!r}.{did_you_mean(arch, cls.variants)} "
+                f"Known variants: {', '.join(cls.variants)}."
+            )
         return {**cls.variants[arch], **{k: v for k, v in overrides.items() if v is not None}}
 
     def _set_features(self, channels: Sequence[int], strides: Sequence[int]) -> None:
@@ -89,12 +92,15 @@ def find_backbone(name: str) -> tuple[type[Backbone], str]:
     plain = {key.replace("_", "").lower(): value for key, value in table.items()}
     found = plain.get(name.replace("_", "").lower())
     if found is None:
-        raise UserError(f"There is no backbone {name!r}.{did_you_mean(name, table)} "
-                        "`mmvit.list_backbones()` lists all of them.")
+        raise UserError(
+            f"There is no backbone {name!r}.{did_you_mean(name, table)} `mmvit.list_backbones()` lists all of them."
+        )
     return found
 
 
-def create_backbone(name: str, *, out_indices: Sequence[int] | None = None, pretrained: bool | str = False, **settings) -> Backbone:
+def create_backbone(
+    name: str, *, out_indices: Sequence[int] | None = None, pretrained: bool | str = False, **settings
+) -> Backbone:
     """Build a backbone by name.
 
     Args:
@@ -117,7 +123,7 @@ def create_backbone(name: str, *, out_indices: Sequence[int] | None = None, pret
 
 def load_pretrained(backbone: Backbone, source: str) -> None:
     """Load the classification weights of `source` (index name, file or address), without the classifier's own parameters."""
-    from mmvit import weights  # noqa: PLC0415 - the only user of the network, and only when asked for
+    from mmvit import weights
 
     state, _ = weights.load_checkpoint(weights.resolve(source))
     state = backbone.convert(state)
@@ -125,6 +131,8 @@ def load_pretrained(backbone: Backbone, source: str) -> None:
     missing = [k for k in ours if k not in state and not k.endswith("num_batches_tracked")]
     wrong = [k for k in ours if k in state and state[k].shape != ours[k].shape]
     if missing or wrong:
-        raise UserError(f"The weights of {source!r} do not fit {type(backbone).__name__}: {len(missing)} keys are missing and "
-                        f"{len(wrong)} have another shape (first: {(missing + wrong)[0]!r}). Name weights of the same variant.")
+        raise UserError(
+            f"The weights of {source!r} do not fit {type(backbone).__name__}: {len(missing)} keys are missing and "
+            f"{len(wrong)} have another shape (first: {(missing + wrong)[0]!r}). Name weights of the same variant."
+        )
     backbone.load_state_dict({k: v for k, v in state.items() if k in ours}, strict=False)

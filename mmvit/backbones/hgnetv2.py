@@ -3,6 +3,7 @@
 Papers: "DETRs Beat YOLOs on Real-time Object Detection" (arXiv 2304.08069), "RT-DETRv2" (arXiv 2407.17140).
 Input: RGB in [0, 1] without mean and standard deviation.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -32,8 +33,18 @@ class LightConv(nn.Module):
 class HGBlock(nn.Module):
     """Six chained layers; the input and all their outputs are concatenated and aggregated by two 1x1 convolutions."""
 
-    def __init__(self, in_channels: int, mid: int, out: int, *, light: bool, kernel_size: int, residual: bool, frozen_norm: bool,
-                 num_layers: int = 6):
+    def __init__(
+        self,
+        in_channels: int,
+        mid: int,
+        out: int,
+        *,
+        light: bool,
+        kernel_size: int,
+        residual: bool,
+        frozen_norm: bool,
+        num_layers: int = 6,
+    ):
         super().__init__()
         inputs = [in_channels] + [mid] * (num_layers - 1)
         if light:
@@ -41,7 +52,9 @@ class HGBlock(nn.Module):
         else:
             layers = [ConvNorm(i, mid, kernel_size, act="relu", frozen_norm=frozen_norm) for i in inputs]
         self.layers = nn.ModuleList(layers)
-        self.aggregation_squeeze_conv = ConvNorm(in_channels + num_layers * mid, out // 2, 1, act="relu", frozen_norm=frozen_norm)
+        self.aggregation_squeeze_conv = ConvNorm(
+            in_channels + num_layers * mid, out // 2, 1, act="relu", frozen_norm=frozen_norm
+        )
         self.aggregation_excitation_conv = ConvNorm(out // 2, out, 1, act="relu", frozen_norm=frozen_norm)
         self.residual = residual
 
@@ -77,10 +90,25 @@ class Stage(nn.Module):
 
     def __init__(self, in_channels: int, mid: int, out: int, depth: int, *, downsample: bool, light: bool, frozen_norm: bool):
         super().__init__()
-        self.downsample = ConvNorm(in_channels, in_channels, 3, 2, groups=in_channels, frozen_norm=frozen_norm) if downsample else nn.Identity()
-        self.blocks = nn.Sequential(*(
-            HGBlock(in_channels if i == 0 else out, mid, out, light=light, kernel_size=5 if light else 3, residual=i > 0,
-                    frozen_norm=frozen_norm) for i in range(depth)))
+        self.downsample = (
+            ConvNorm(in_channels, in_channels, 3, 2, groups=in_channels, frozen_norm=frozen_norm)
+            if downsample
+            else nn.Identity()
+        )
+        self.blocks = nn.Sequential(
+            *(
+                HGBlock(
+                    in_channels if i == 0 else out,
+                    mid,
+                    out,
+                    light=light,
+                    kernel_size=5 if light else 3,
+                    residual=i > 0,
+                    frozen_norm=frozen_norm,
+                )
+                for i in range(depth)
+            )
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.blocks(self.downsample(x))
@@ -106,24 +134,34 @@ class HGNetv2(Backbone):
         "debug": dict(stem=(8, 8), stages=((4, 8, 1), (4, 8, 1), (4, 16, 2), (4, 16, 1)), freeze_norm=False, frozen_stages=-1),
     }
 
-    def __init__(self, arch: str = "l", *, stem: Sequence[int] | None = None, stages: Sequence[Sequence[int]] | None = None,
-                 freeze_norm: bool | None = None, frozen_stages: int | None = None, out_indices: Sequence[int] = (1, 2, 3),
-                 with_cp: bool = False):
+    def __init__(
+        self,
+        arch: str = "l",
+        *,
+        stem: Sequence[int] | None = None,
+        stages: Sequence[Sequence[int]] | None = None,
+        freeze_norm: bool | None = None,
+        frozen_stages: int | None = None,
+        out_indices: Sequence[int] = (1, 2, 3),
+        with_cp: bool = False,
+    ):
         super().__init__(out_indices, with_cp)
         given = dict(stem=stem, stages=stages, freeze_norm=freeze_norm, frozen_stages=frozen_stages)
         s = {"freeze_norm": True, "frozen_stages": 0, **self.settings(arch, given)}
         self.stem = Stem(*s["stem"], s["freeze_norm"])
         inputs = [s["stem"][1]] + [out for _, out, _ in s["stages"]]
         self.stages = nn.ModuleList(
-            Stage(inputs[i], *stage, downsample=i > 0, light=i > 1, frozen_norm=s["freeze_norm"]) for i, stage in enumerate(s["stages"]))
+            Stage(inputs[i], *stage, downsample=i > 0, light=i > 1, frozen_norm=s["freeze_norm"])
+            for i, stage in enumerate(s["stages"])
+        )
         self._set_features(inputs[1:], (4, 8, 16, 32))
         if s["frozen_stages"] >= 0:
-            freeze(self.stem, *self.stages[:s["frozen_stages"]])
+            freeze(self.stem, *self.stages[: s["frozen_stages"]])
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         x = self.stem(x)
         outputs = []
-        for i, stage in enumerate(self.stages[:max(self.out_indices) + 1]):
+        for i, stage in enumerate(self.stages[: max(self.out_indices) + 1]):
             x = self.run_stage(stage, x)
             if i in self.out_indices:
                 outputs.append(x)
@@ -135,7 +173,7 @@ class HGNetv2(Backbone):
             return 0
         _, stage, part, *rest = name.split(".")
         block = int(rest[0]) if part == "blocks" else 0
-        return 1 + sum(len(s.blocks) for s in self.stages[:int(stage)]) + block
+        return 1 + sum(len(s.blocks) for s in self.stages[: int(stage)]) + block
 
     @classmethod
     def convert(cls, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

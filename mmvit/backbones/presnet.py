@@ -3,6 +3,7 @@
 Papers: "Bag of Tricks for Image Classification with CNNs" (arXiv 1812.01187), "DETRs Beat YOLOs on Real-time Object
 Detection" (arXiv 2304.08069). Input: RGB in [0, 1] without mean and standard deviation.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -70,11 +71,17 @@ class Bottleneck(nn.Module):
 class Stage(nn.Module):
     """Residual blocks of one resolution; the first one projects and may halve the sides."""
 
-    def __init__(self, block: type[BasicBlock | Bottleneck], in_channels: int, width: int, depth: int, stride: int, frozen_norm: bool):
+    def __init__(
+        self, block: type[BasicBlock | Bottleneck], in_channels: int, width: int, depth: int, stride: int, frozen_norm: bool
+    ):
         super().__init__()
         out_channels = width * block.expansion
-        self.blocks = nn.Sequential(*(
-            block(in_channels if i == 0 else out_channels, width, stride if i == 0 else 1, i == 0, frozen_norm) for i in range(depth)))
+        self.blocks = nn.Sequential(
+            *(
+                block(in_channels if i == 0 else out_channels, width, stride if i == 0 else 1, i == 0, frozen_norm)
+                for i in range(depth)
+            )
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.blocks(x)
@@ -101,13 +108,27 @@ class PResNet(Backbone):
         "34vd": dict(block="basic", depths=(3, 4, 6, 3), freeze_norm=False, frozen_stages=-1),
         "50vd": dict(block="bottleneck", depths=(3, 4, 6, 3), freeze_norm=True, frozen_stages=0),
         "101vd": dict(block="bottleneck", depths=(3, 4, 23, 3), freeze_norm=True, frozen_stages=0),
-        "shapes": dict(block="basic", depths=(1, 1, 1, 1), freeze_norm=False, frozen_stages=-1, stem=(16, 16, 24), widths=(24, 48, 96, 128)),
-        "debug": dict(block="bottleneck", depths=(1, 2, 1, 1), freeze_norm=False, frozen_stages=-1, stem=(4, 4, 8), widths=(4, 6, 8, 8)),
+        "shapes": dict(
+            block="basic", depths=(1, 1, 1, 1), freeze_norm=False, frozen_stages=-1, stem=(16, 16, 24), widths=(24, 48, 96, 128)
+        ),
+        "debug": dict(
+            block="bottleneck", depths=(1, 2, 1, 1), freeze_norm=False, frozen_stages=-1, stem=(4, 4, 8), widths=(4, 6, 8, 8)
+        ),
     }
 
-    def __init__(self, arch: str = "50vd", *, block: str | None = None, depths: Sequence[int] | None = None,
-                 widths: Sequence[int] | None = None, stem: Sequence[int] | None = None, freeze_norm: bool | None = None,
-                 frozen_stages: int | None = None, out_indices: Sequence[int] = (1, 2, 3), with_cp: bool = False):
+    def __init__(
+        self,
+        arch: str = "50vd",
+        *,
+        block: str | None = None,
+        depths: Sequence[int] | None = None,
+        widths: Sequence[int] | None = None,
+        stem: Sequence[int] | None = None,
+        freeze_norm: bool | None = None,
+        frozen_stages: int | None = None,
+        out_indices: Sequence[int] = (1, 2, 3),
+        with_cp: bool = False,
+    ):
         super().__init__(out_indices, with_cp)
         given = dict(block=block, depths=depths, widths=widths, stem=stem, freeze_norm=freeze_norm, frozen_stages=frozen_stages)
         s = {"widths": (64, 128, 256, 512), "stem": (32, 32, 64), **self.settings(arch, given)}
@@ -120,15 +141,17 @@ class PResNet(Backbone):
         self.conv1.add_module("conv1_3", ConvNorm(c2, c3, 3, act="relu", frozen_norm=frozen))
         channels = [width * kind.expansion for width in s["widths"]]
         self.res_layers = nn.ModuleList(
-            Stage(kind, c3 if i == 0 else channels[i - 1], s["widths"][i], s["depths"][i], 1 if i == 0 else 2, frozen) for i in range(4))
+            Stage(kind, c3 if i == 0 else channels[i - 1], s["widths"][i], s["depths"][i], 1 if i == 0 else 2, frozen)
+            for i in range(4)
+        )
         self._set_features(channels, (4, 8, 16, 32))
         if s["frozen_stages"] >= 0:
-            freeze(self.conv1, *self.res_layers[:s["frozen_stages"]])
+            freeze(self.conv1, *self.res_layers[: s["frozen_stages"]])
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         x = F.max_pool2d(self.conv1(x), 3, 2, 1)
         outputs = []
-        for i, stage in enumerate(self.res_layers[:max(self.out_indices) + 1]):
+        for i, stage in enumerate(self.res_layers[: max(self.out_indices) + 1]):
             x = self.run_stage(stage, x)
             if i in self.out_indices:
                 outputs.append(x)
@@ -139,4 +162,4 @@ class PResNet(Backbone):
         if not name.startswith("res_layers."):
             return 0
         _, stage, _, block, *_ = name.split(".")
-        return 1 + sum(len(s.blocks) for s in self.res_layers[:int(stage)]) + int(block)
+        return 1 + sum(len(s.blocks) for s in self.res_layers[: int(stage)]) + int(block)

@@ -1,4 +1,5 @@
 """Pictures of any kind as uint8 RGB arrays."""
+
 from __future__ import annotations
 
 import io
@@ -66,8 +67,9 @@ def _decode(data: bytes, name: str, upright: bool) -> np.ndarray:
     except UnidentifiedImageError:
         if data.startswith(_TIFF):  # kinds of TIFF that PIL does not know, such as RGB in floats
             return _decode_deep(data, name)
-        raise UserError(f"{name} is not a picture in a known format (it starts with {data[:8]!r}): remove or convert "
-                        "it") from None
+        raise UserError(
+            f"{name} is not a picture in a known format (it starts with {data[:8]!r}): remove or convert it"
+        ) from None
     except Image.DecompressionBombError as error:
         raise UserError(f"picture {name} is too large ({str(error).split(' could')[0]}): scale it down first") from error
     except UserError:
@@ -117,6 +119,7 @@ def _sixteen_bit(image: Image.Image, name: str) -> np.ndarray:
 def _decode_deep(data: bytes, name: str) -> np.ndarray:
     """Colour with 16 bits or floats per channel. OpenCV keeps the depth, but neither the orientation nor RGB order."""
     import cv2
+
     values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if values is None:
         raise UserError(f"picture {name} is damaged or of an unknown kind: convert it to PNG or JPEG")

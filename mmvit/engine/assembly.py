@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from mmengine.config import Config
 
+from mmvit.engine.arguments import accepted_arguments
 from mmvit.engine.config import apply_options, check_config
 from mmvit.errors import UserError, did_you_mean
+from mmvit.registry import TRANSFORMS
 
 COCO = Path("data/coco")
 SHAPES = Path("data/shapes")
@@ -32,6 +34,8 @@ def assemble(
     auto_scale_lr: bool = True,
     batch_size: int | None = None,
     epochs: int | None = None,
+    val_interval: int | None = None,
+    no_augment: bool = False,
     size: int | None = None,
     lr: float | None = None,
     workers: int | None = None,
@@ -52,6 +56,8 @@ def assemble(
         new_classes: with `load_from`: layers whose shape depends on the classes start afresh.
         auto_scale_lr: scale the learning rate with the batch size.
         batch_size, epochs, size, lr, workers: short forms of config keys; `size` is the side of the square input.
+        val_interval: epochs between two validations, and between two checkpoints.
+        no_augment: leave out random transforms and multi-scale, for instance to see whether a model fits a few pictures.
         options: ``key.key=value`` changes (`apply_options`), applied last but for the data.
         training: False needs the validation data only.
     """
@@ -64,6 +70,11 @@ def assemble(
     if epochs is not None:
         _positive("--epochs", epochs)
         _set_epochs(cfg, epochs)
+    if val_interval is not None:
+        _positive("--val-interval", val_interval)
+        cfg.merge_from_dict({"train_cfg.val_interval": val_interval, "default_hooks.checkpoint.interval": val_interval})
+    if no_augment:
+        _drop_augmentation(cfg)
     if size is not None:
         _set_size(cfg, size)
     if lr is not None:
@@ -139,6 +150,15 @@ def _set_epochs(cfg: Config, epochs: int) -> None:
         last = cfg.train_cfg.max_epochs - stop.epoch
         stop.epoch = max(0, epochs - last) if epochs > 2 * last else epochs
     cfg.train_cfg.max_epochs = epochs
+
+
+def _drop_augmentation(cfg: Config) -> None:
+    """Train on the pictures as they are: no transform that happens with a probability, no multi-scale."""
+    dataset = cfg.train_dataloader.dataset
+    dataset.pipeline = [step for step in dataset.pipeline if "p" not in (accepted_arguments(TRANSFORMS.get(step.type)) or ())]
+    if cfg.model.get("data_preprocessor", {}).get("multi_scale"):
+        cfg.model.data_preprocessor.multi_scale = None
+    cfg.default_hooks.pop("stop_augmentation", None)
 
 
 def _set_size(cfg: Config, size: int) -> None:

@@ -41,6 +41,10 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     _add_common(parser)
     parser.add_argument("--batch-size", type=int, metavar="N", help="images per process and step")
     parser.add_argument("--epochs", type=int, metavar="N", help="epochs to train")
+    parser.add_argument("--val-interval", type=int, metavar="N", help="validate and save every N epochs")
+    parser.add_argument(
+        "--no-augment", action="store_true", help="train on the pictures as they are: no random transform, one size"
+    )
     parser.add_argument(
         "--lr", type=float, help="learning rate at the recipe's batch size; the other rates keep their ratio to it"
     )
@@ -93,7 +97,19 @@ def run_train(args: argparse.Namespace) -> int:
     from mmvit.engine.run import replay_file, train
 
     changes = _changes(
-        args, "batch_size", "epochs", "lr", "auto_scale_lr", "amp", "compile", "seed", "resume", "load_from", "new_classes"
+        args,
+        "batch_size",
+        "epochs",
+        "val_interval",
+        "no_augment",
+        "lr",
+        "auto_scale_lr",
+        "amp",
+        "compile",
+        "seed",
+        "resume",
+        "load_from",
+        "new_classes",
     )
     if args.replay:
         return replay_file(args.config, args.replay, **changes)

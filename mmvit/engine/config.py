@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 import mmvit.engine.runner  # noqa: F401 - registers loops, hooks and optimizer parts
 from mmvit import registry
 from mmvit.engine.arguments import accepted_arguments
-from mmvit.engine.optim import OPTIMIZERS, RULE_KEYS
+from mmvit.engine.optim import RULE_KEYS
 from mmvit.errors import UserError, did_you_mean
 
 #: top-level key -> registry of the ``type`` in it
@@ -50,7 +50,7 @@ _NESTED: dict[str, Registry] = dict(
     pipeline=registry.TRANSFORMS,
     transforms=registry.TRANSFORMS,
     metrics=registry.METRICS,
-    optimizer=OPTIMIZERS,
+    optimizer=registry.OPTIMIZERS,
     vis_backends=parents.VISBACKENDS,
     collate_fn=parents.FUNCTIONS,
     worker_init_fn=parents.FUNCTIONS,

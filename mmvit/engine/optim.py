@@ -13,16 +13,13 @@ import torch
 import torch.distributed as dist
 from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper
-from mmengine.registry import OPTIMIZERS as _OPTIMIZERS
-from mmengine.registry import Registry
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from mmvit.errors import UserError, did_you_mean
-from mmvit.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
+from mmvit.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
 
-OPTIMIZERS = Registry("optimizer", parent=_OPTIMIZERS, scope="mmvit", locations=["mmvit.engine.optim"])
 AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 RULE_KEYS = ("pattern", "lr", "lr_mult", "weight_decay", "decay_mult", "optional")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import os
 import platform
 import re
 import sys
@@ -28,8 +29,8 @@ from torch.utils.data import DataLoader
 import mmvit
 import mmvit.engine.ema
 from mmvit.engine.arguments import accepted_arguments
-from mmvit.engine.hooks import outlive_signals
 from mmvit.engine.checkpoint import LAST, atomic_save, atomic_text, last_checkpoint, plain, read_checkpoint, remove_leftovers
+from mmvit.engine.hooks import outlive_signals
 from mmvit.engine.log import quiet_console, say, shown
 from mmvit.errors import UserError, did_you_mean
 from mmvit.registry import MODELS, RUNNERS
@@ -73,6 +74,9 @@ class Runner(_Runner):
         return self._device
 
     def setup_env(self, env_cfg: dict) -> None:
+        if self.distributed:
+            for library in ("OMP", "MKL"):
+                os.environ.setdefault(f"{library}_NUM_THREADS", "1")
         if self.distributed and self._device.type == "cpu" and not dist.is_initialized() and self._launcher == "pytorch":
             dist.init_process_group("gloo")  # MMEngine's own start needs a GPU
         super().setup_env(env_cfg)
@@ -134,12 +138,14 @@ class Runner(_Runner):
         on_gpu = self._device.type == "cuda"
         if self.cfg.get("sync_bn") and on_gpu:
             model = convert_sync_batchnorm(model, self.cfg.sync_bn)
-        return MMDistributedDataParallel(
-            module=model,
-            device_ids=[self._device.index] if on_gpu else None,
-            broadcast_buffers=False,
-            find_unused_parameters=self.cfg.get("find_unused_parameters", False),
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+            return MMDistributedDataParallel(
+                module=model,
+                device_ids=[self._device.index] if on_gpu else None,
+                broadcast_buffers=False,
+                find_unused_parameters=self.cfg.get("find_unused_parameters", False),
+            )
 
     @property
     def bare_model(self) -> nn.Module:
@@ -194,6 +200,22 @@ class Runner(_Runner):
                     "Train without --compile; on the CPU it needs a C++ compiler."
                 ) from error
             raise
+        finally:
+            self._end_loaders()
+
+    def test(self) -> dict:
+        """Evaluate on the test data; the scores."""
+        try:
+            return super().test()
+        finally:
+            self._end_loaders()
+
+    def _end_loaders(self) -> None:
+        """End persistent data loading processes now: left to the garbage collector, each may take seconds."""
+        for loop in (self._train_loop, self._val_loop, self._test_loop):
+            loader = getattr(loop, "dataloader", None)
+            if getattr(loader, "_iterator", None) is not None:
+                loader._iterator = None
 
     def _find_resume(self) -> None:
         """Turn ``resume=True`` without file into the file to resume, or into a fresh start."""
@@ -407,6 +429,6 @@ def same_classes(theirs: tuple[str, ...], ours: tuple[str, ...], filename: str, 
     differ = next((i for i, (a, b) in enumerate(itertools.zip_longest(theirs, ours)) if a != b), 0)
     names = [repr(classes[differ]) if differ < len(classes) else "nothing" for classes in (theirs, ours)]
     raise UserError(
-        f"{filename} has {len(theirs)} classes, the data set has {len(ours)}; class {differ} is {names[0]} in the checkpoint and "
-        f"{names[1]} in the data: {remedy}."
+        f"{filename} has {len(theirs)} classes, the data set has {len(ours)}; "
+        f"class {differ} is {names[0]} in the checkpoint and {names[1]} in the data: {remedy}."
     )

@@ -82,6 +82,7 @@ def draw_curves(records: Sequence[dict[str, Any]], metric: str, path: Path) -> N
     right.set(title="validation", xlabel="epoch", ylabel="box AP" if metric == BOX_AP else metric, ylim=(0, 1))
     for axes in (left, right):
         axes.grid(alpha=0.3)
+        axes.set_xlim(left=0)
     temporary = path.with_suffix(".tmp.png")
     figure.savefig(temporary)
     temporary.replace(path)

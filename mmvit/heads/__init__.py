@@ -1,4 +1,5 @@
 """Heads: features to predictions and losses."""
+
 from .detr_criterion import DETRCriterion
 from .rtdetr_head import RTDETRHead, make_anchors, select_detections
 

@@ -1,4 +1,5 @@
 """The training objective of RT-DETR (arXiv 2304.08069, section 4.3) and RT-DETRv2's options (arXiv 2407.17140)."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ class DETRCriterion:
         alpha, gamma: focal parameters of the classification losses.
         cost: matching cost.
         share_matches: the earlier decoder layers reuse the last layer's assignment.
-        box_weight: ``iou`` or ``giou`` of each match weighs its GIoU loss and is the varifocal target; None: the target is the IoU.
+        box_weight: ``iou`` or ``giou`` of each match weighs its GIoU loss and is the varifocal target; None: target IoU.
     """
 
     losses: Sequence[str] = ("vfl", "boxes")
@@ -40,12 +41,22 @@ class DETRCriterion:
     def __post_init__(self) -> None:
         unknown = set(self.losses) - {"vfl", "focal", "bce", "boxes"}
         if unknown or self.box_weight not in (None, "iou", "giou"):
-            raise UserError(f"DETRCriterion: losses {sorted(unknown)} or box_weight {self.box_weight!r} are not known. "
-                            "Losses are 'vfl', 'focal', 'bce' and 'boxes'; box_weight is 'iou', 'giou' or None.")
+            raise UserError(
+                f"DETRCriterion: losses {sorted(unknown)} or box_weight {self.box_weight!r} are not known. "
+                "Losses are 'vfl', 'focal', 'bce' and 'boxes'; box_weight is 'iou', 'giou' or None."
+            )
 
-    def __call__(self, layers: list[Prediction], targets: list[Target], image_ids: Sequence, *, encoder: Prediction | None = None,
-                 denoising_layers: Sequence[Prediction] = (), denoising: Denoising | None = None) -> dict[str, Tensor]:
-        """Losses in float32, named ``loss_vfl``, ``loss_bbox``, ``loss_giou`` + ``""`` (last layer), ``_aux_i``, ``_enc_0``, ``_dn_i``.
+    def __call__(
+        self,
+        layers: list[Prediction],
+        targets: list[Target],
+        image_ids: Sequence,
+        *,
+        encoder: Prediction | None = None,
+        denoising_layers: Sequence[Prediction] = (),
+        denoising: Denoising | None = None,
+    ) -> dict[str, Tensor]:
+        """Losses in float32, named ``loss_{vfl,bbox,giou}`` (last layer), with ``_aux_i``, ``_enc_0``, ``_dn_i`` behind.
 
         Args:
             layers: predictions of the decoder layers, last one last.
@@ -61,8 +72,11 @@ class DETRCriterion:
         named = {f"{part} of decoder layer {i}": t for i, p in enumerate(layers) for part, t in zip(("logits", "boxes"), p)}
         if encoder is not None:
             named |= dict(zip(("logits of the encoder proposals", "boxes of the encoder proposals"), encoder))
-        named |= {f"denoising {part} of decoder layer {i}": t
-                  for i, p in enumerate(denoising_layers) for part, t in zip(("logits", "boxes"), p)}
+        named |= {
+            f"denoising {part} of decoder layer {i}": t
+            for i, p in enumerate(denoising_layers)
+            for part, t in zip(("logits", "boxes"), p)
+        }
         check_finite(named, image_ids)
 
         result = {}
@@ -90,7 +104,9 @@ class DETRCriterion:
             count /= dist.get_world_size()
         return count.clamp(min=1)
 
-    def _layer(self, prediction: Prediction, targets: list[Target], matches: list[Match], count: Tensor, suffix: str) -> dict[str, Tensor]:
+    def _layer(
+        self, prediction: Prediction, targets: list[Target], matches: list[Match], count: Tensor, suffix: str
+    ) -> dict[str, Tensor]:
         logits, boxes = prediction
         image = torch.cat([torch.full_like(query, i) for i, (query, _) in enumerate(matches)])
         query = torch.cat([query for query, _ in matches])

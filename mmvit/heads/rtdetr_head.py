@@ -1,4 +1,5 @@
 """RT-DETR's query selection and decoder (arXiv 2304.08069, 2407.17140)."""
+
 from __future__ import annotations
 
 import math
@@ -32,7 +33,7 @@ def make_anchors(shapes: Sequence[tuple[int, int]], *, device=None, dtype=None) 
     for level, (height, width) in enumerate(shapes):
         y, x = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")
         centre = torch.stack([(x + 0.5) / width, (y + 0.5) / height], -1).to(dtype or torch.get_default_dtype())
-        levels.append(torch.cat([centre, torch.full_like(centre, 0.05 * 2 ** level)], -1).flatten(0, 1))
+        levels.append(torch.cat([centre, torch.full_like(centre, 0.05 * 2**level)], -1).flatten(0, 1))
     anchors = torch.cat(levels)[None]
     valid = ((anchors > 0.01) & (anchors < 0.99)).all(-1, keepdim=True)
     return torch.logit(anchors).masked_fill(~valid, math.inf), valid
@@ -64,7 +65,9 @@ class DecoderLayer(nn.Module):
         self.linear2 = nn.Linear(feedforward, dim)
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
 
-    def forward(self, x: Tensor, pos: Tensor, boxes: Tensor, memory: Tensor, shapes: Sequence[tuple[int, int]], mask: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, pos: Tensor, boxes: Tensor, memory: Tensor, shapes: Sequence[tuple[int, int]], mask: Tensor | None
+    ) -> Tensor:
         x = self.norm1(x + self.self_attn(x, pos, mask))
         x = self.norm2(x + self.cross_attn(x + pos, boxes, memory, shapes))
         x = x + self.linear2(F.relu(self.linear1(x)))
@@ -112,16 +115,32 @@ class RTDETRHead(nn.Module):
         num_points: sampled points on each level.
         sampling: ``bilinear`` or RT-DETRv2's ``discrete``.
         num_queries: object queries.
-        query_select: ``default`` (best class of each token), ``one2many`` (best token-class pairs) or ``agnostic`` (objectness).
+        query_select: ``default`` (best class of each token), ``one2many`` (token-class pairs) or ``agnostic`` (objectness).
         num_denoising, label_noise, box_noise: contrastive denoising, see `make_denoising`.
         version: 1 or 2, for what the two releases initialise or treat differently.
         criterion: arguments of `DETRCriterion`; `cost` in it those of `MatchCost`.
     """
 
-    def __init__(self, in_channels: Sequence[int], num_classes: int = 80, *, hidden_dim: int = 256, num_heads: int = 8,
-                 feedforward: int = 1024, num_layers: int = 6, eval_idx: int = -1, num_points: Sequence[int] | None = None,
-                 sampling: str = "bilinear", num_queries: int = 300, query_select: str = "default", num_denoising: int = 100,
-                 label_noise: float = 0.5, box_noise: float = 1.0, version: int = 1, criterion: dict | None = None):
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        num_classes: int = 80,
+        *,
+        hidden_dim: int = 256,
+        num_heads: int = 8,
+        feedforward: int = 1024,
+        num_layers: int = 6,
+        eval_idx: int = -1,
+        num_points: Sequence[int] | None = None,
+        sampling: str = "bilinear",
+        num_queries: int = 300,
+        query_select: str = "default",
+        num_denoising: int = 100,
+        label_noise: float = 0.5,
+        box_noise: float = 1.0,
+        version: int = 1,
+        criterion: dict | None = None,
+    ):
         super().__init__()
         if query_select not in ("default", "one2many", "agnostic"):
             raise UserError(f"RTDETRHead: query_select {query_select!r} is not 'default', 'one2many' or 'agnostic'.")
@@ -131,7 +150,9 @@ class RTDETRHead(nn.Module):
         criterion = dict(criterion or {})
         self.criterion = DETRCriterion(**{**criterion, "cost": MatchCost(**criterion.get("cost", {}))})
         self.input_proj = nn.ModuleList(ConvNorm(channels, hidden_dim, 1) for channels in in_channels)
-        self.layers = nn.ModuleList(DecoderLayer(hidden_dim, num_heads, feedforward, num_points, sampling) for _ in range(num_layers))
+        self.layers = nn.ModuleList(
+            DecoderLayer(hidden_dim, num_heads, feedforward, num_points, sampling) for _ in range(num_layers)
+        )
         self.denoising_class_embed = nn.Embedding(num_classes + 1, hidden_dim, padding_idx=num_classes)
         self.query_pos_head = MLP(4, 2 * hidden_dim, hidden_dim, 2)
         self.enc_output = ProjectNorm(hidden_dim)
@@ -192,11 +213,15 @@ class RTDETRHead(nn.Module):
             index = torch.topk(logits.amax(-1), count).indices
         rows = index[..., None]
         content = tokens.gather(1, rows.expand(-1, -1, tokens.shape[-1]))
-        box_logits = (self.enc_bbox_head(content) + anchors.expand(len(memory), -1, -1).gather(1, rows.expand(-1, -1, 4))).to(anchors.dtype)
+        box_logits = (self.enc_bbox_head(content) + anchors.expand(len(memory), -1, -1).gather(1, rows.expand(-1, -1, 4))).to(
+            anchors.dtype
+        )
         logits = logits.gather(1, rows.expand(-1, -1, logits.shape[-1]))
         return content, box_logits, (logits, box_logits.sigmoid()), index
 
-    def forward(self, features: Sequence[Tensor], denoising: Denoising | None = None, all_layers: bool = False) -> DecoderOutput:
+    def forward(
+        self, features: Sequence[Tensor], denoising: Denoising | None = None, all_layers: bool = False
+    ) -> DecoderOutput:
         """Neck levels -> predictions: of every layer in training or with `all_layers`, else of the last evaluated one only."""
         memory, shapes = self.flatten(features)
         content, box_logits, proposals, index = self.select(memory, shapes)
@@ -209,8 +234,16 @@ class RTDETRHead(nn.Module):
         layers = self.refine(content, box_logits, memory, shapes, mask, last, self.training or all_layers)
         return DecoderOutput(layers, proposals, index)
 
-    def refine(self, x: Tensor, box_logits: Tensor, memory: Tensor, shapes: Sequence[tuple[int, int]], mask: Tensor | None,
-               last: int, keep_all: bool) -> list[Prediction]:
+    def refine(
+        self,
+        x: Tensor,
+        box_logits: Tensor,
+        memory: Tensor,
+        shapes: Sequence[tuple[int, int]],
+        mask: Tensor | None,
+        last: int,
+        keep_all: bool,
+    ) -> list[Prediction]:
         """Run the first `last` decoder layers from reference `box_logits` (B, Q, 4)."""
         reference = box_logits.sigmoid()
         previous = None  # the layer before's boxes, with their gradient ("look forward twice")
@@ -229,15 +262,29 @@ class RTDETRHead(nn.Module):
         """Weighted losses of all layers; raises `NonFiniteError`."""
         draws = TorchDraws(features[0].device)
         queries = min(self.num_queries, sum(f.shape[-2] * f.shape[-1] for f in features))
-        denoising = make_denoising(targets, self.num_classes, queries, self.num_denoising, self.label_noise, self.box_noise,
-                                   draws=draws, empty_group=self.version == 2)
+        denoising = make_denoising(
+            targets,
+            self.num_classes,
+            queries,
+            self.num_denoising,
+            self.label_noise,
+            self.box_noise,
+            draws=draws,
+            empty_group=self.version == 2,
+        )
         output = self(features, denoising)
         split = 0 if denoising is None else denoising.labels.shape[1]
         with torch.autocast(features[0].device.type, enabled=False):
             losses = self.criterion(
-                [(logits[:, split:], boxes[:, split:]) for logits, boxes in output.layers], targets, image_ids,
-                encoder=output.proposals, denoising=denoising,
-                denoising_layers=[(logits[:, :split], boxes[:, :split]) for logits, boxes in output.layers] if denoising else ())
+                [(logits[:, split:], boxes[:, split:]) for logits, boxes in output.layers],
+                targets,
+                image_ids,
+                encoder=output.proposals,
+                denoising=denoising,
+                denoising_layers=[(logits[:, :split], boxes[:, :split]) for logits, boxes in output.layers]
+                if denoising
+                else (),
+            )
         if denoising is None:  # every parameter takes part in every step, as distributed training wants it
             losses["loss_vfl"] = losses["loss_vfl"] + 0 * self.denoising_class_embed.weight.sum()
         return losses

@@ -2,6 +2,7 @@
 
 The names are imported on first use, so that the command line stays fast.
 """
+
 from __future__ import annotations
 
 import importlib
@@ -14,7 +15,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Detections", "Predictor", "draw_detections", "read_image"]
 
-_HOME = {"Detections": "inference.predictor", "Predictor": "inference.predictor", "draw_detections": "inference.draw", "read_image": "data.images"}
+_HOME = {
+    "Detections": "inference.predictor",
+    "Predictor": "inference.predictor",
+    "draw_detections": "inference.draw",
+    "read_image": "data.images",
+}
 
 
 def __getattr__(name: str) -> Any:

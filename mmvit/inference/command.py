@@ -1,4 +1,5 @@
 """``mmvit predict`` and ``demo/image_demo.py``: pictures, folders, patterns and videos in; drawn pictures and a json out."""
+
 from __future__ import annotations
 
 import argparse
@@ -28,15 +29,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="picture, video, folder or pattern ('dir/**/*.jpg')")
     parser.add_argument("--model", help="published model: rtdetr_r50 (the default), rtdetr_shapes (needs no download) ...")
     parser.add_argument("--config", metavar="FILE", help="training config of --checkpoint, in place of --model")
-    parser.add_argument("--checkpoint", metavar="FILE", help="weights: file, address or published name; one of a training run "
-                        "needs neither --model nor --config")
+    parser.add_argument(
+        "--checkpoint",
+        metavar="FILE",
+        help="weights: file, address or published name; one of a training run needs neither --model nor --config",
+    )
     parser.add_argument("--out", metavar="DIR", default="outputs", help="folder to write to (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print the detections as json on stdout, the report on stderr")
-    parser.add_argument("--score-thr", type=float, default=0.5, metavar="S",
-                        help="leave out detections below this score, drawn and in the json (default: %(default)s)")
+    parser.add_argument(
+        "--score-thr",
+        type=float,
+        default=0.5,
+        metavar="S",
+        help="leave out detections below this score, drawn and in the json (default: %(default)s)",
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: CUDA where there is one)")
-    parser.add_argument("--batch-size", type=int, default=1, metavar="N",
-                        help="pictures per forward pass (default: %(default)s)")
+    parser.add_argument(
+        "--batch-size", type=int, default=1, metavar="N", help="pictures per forward pass (default: %(default)s)"
+    )
     parser.add_argument("--deploy", action="store_true", help="fold batch norm and branches first: same results, faster")
 
 
@@ -47,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
     """
     from mmvit.inference.predictor import Predictor
     from mmvit.inference.sources import expand
+
     if not 0 <= args.score_thr <= 1:
         raise UserError(f"--score-thr is {args.score_thr:g}: give a number from 0 to 1")
     sources = expand(args.inputs)
@@ -57,8 +68,15 @@ def run(args: argparse.Namespace) -> int:
             report.failure(source.error)
     if usable:
         out = _Output(Path(args.out), [source.path for source in usable])
-        predictor = Predictor(args.model, config=args.config, checkpoint=args.checkpoint, device=args.device,
-                              score_thr=args.score_thr, batch_size=args.batch_size, deploy=args.deploy)
+        predictor = Predictor(
+            args.model,
+            config=args.config,
+            checkpoint=args.checkpoint,
+            device=args.device,
+            score_thr=args.score_thr,
+            batch_size=args.batch_size,
+            deploy=args.deploy,
+        )
         job = _Job(predictor, out, report)
         try:
             job.pictures([source for source in usable if not source.is_video])
@@ -109,8 +127,9 @@ class _Output:
         try:
             path.write_bytes(data)
         except OSError as error:
-            raise UserError(f"cannot write {path} ({error.strerror}): free space, or choose another folder with "
-                            "--out") from error
+            raise UserError(
+                f"cannot write {path} ({error.strerror}): free space, or choose another folder with --out"
+            ) from error
 
     def write_json(self, path: Path, value: Any) -> None:
         self.write(path, json.dumps(value, indent=1).encode())
@@ -136,6 +155,7 @@ class _Job:
 
     def _readable(self, sources: Sequence[Source]) -> Iterator[tuple[Source, np.ndarray]]:
         from mmvit.data.images import read_image
+
         for source in sources:
             try:
                 yield source, read_image(source.path)
@@ -144,6 +164,7 @@ class _Job:
 
     def _save_picture(self, path: Path, image: np.ndarray, detections: Detections, seconds: float) -> None:
         from mmvit.inference.draw import draw_detections
+
         drawn = self.out.path(path.stem, ".jpg")
         self.out.write(drawn, _jpeg(draw_detections(image, detections)))
         self.results += [{**found, "file_name": str(path)} for found in detections.to_coco(self._image_id(path))]
@@ -168,14 +189,20 @@ class _Job:
     def _video(self, path: Path) -> None:
         from mmvit.inference.draw import draw_detections
         from mmvit.inference.sources import Video
+
         video = Video(path)
         drawn, start, frames = self.out.path(path.stem, ".mp4"), time.perf_counter(), []
         with _Writer(drawn, video.fps) as writer, _progress(path.name, video.count) as advance:
             for batch in _batches(video, self.predictor.batch_size):
                 for image, detections in zip(batch, self.predictor(batch)):
                     writer.add(draw_detections(image, detections))
-                    frames.append({"frame": len(frames), "seconds": round(len(frames) / video.fps, 4),
-                                       "detections": detections.to_coco(len(frames))})
+                    frames.append(
+                        {
+                            "frame": len(frames),
+                            "seconds": round(len(frames) / video.fps, 4),
+                            "detections": detections.to_coco(len(frames)),
+                        }
+                    )
                     advance()
         if not frames:
             raise UserError(f"video {path} has no frame that can be read: it is damaged, or its codec is unknown to OpenCV")
@@ -205,6 +232,7 @@ def _jpeg(image: np.ndarray) -> bytes:
     import io
 
     from PIL import Image
+
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=92)
     return buffer.getvalue()
@@ -232,6 +260,7 @@ class _Writer:
     def add(self, image: np.ndarray) -> None:
         """Append uint8 (H, W, 3) RGB."""
         import cv2
+
         height, width = image.shape[0] // 2 * 2, image.shape[1] // 2 * 2
         if self._writer is None:
             self._writer = cv2.VideoWriter(str(self.path), cv2.VideoWriter_fourcc(*"mp4v"), self.fps, (width, height))
@@ -249,7 +278,9 @@ def _progress(name: str, total: int) -> Iterator[Callable[[], None]]:
     """A progress bar on stderr; yields the function that moves it on by one frame."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-    with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-                  console=Console(stderr=True)) as bar:
+
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=Console(stderr=True)
+    ) as bar:
         task = bar.add_task(name, total=total or None)
         yield lambda: bar.advance(task)

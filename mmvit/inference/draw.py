@@ -1,4 +1,5 @@
 """Drawing detections onto a picture."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -77,8 +78,16 @@ class _Plate:
         """Choose, of the corners of `box`, the first that covers no other label, else the one that covers least."""
         x1, y1, x2, y2 = box
         width, height = self.size
-        corners = [(x1, y1 - height), (x1, y1), (x2 - width, y1 - height), (x1, y2), (x2 - width, y2), (x1, y2 - height),
-                   (x2 - width, y1), (x2 - width, y2 - height)]
+        corners = [
+            (x1, y1 - height),
+            (x1, y1),
+            (x2 - width, y1 - height),
+            (x1, y2),
+            (x2 - width, y2),
+            (x1, y2 - height),
+            (x2 - width, y1),
+            (x2 - width, y2 - height),
+        ]
         rectangles = [self._shifted_inside(x, y) for x, y in corners]
         self.rectangle = min(rectangles, key=lambda place: sum(_overlap(place, other) for other in taken))
 
@@ -90,8 +99,16 @@ class _Plate:
     def draw(self, canvas: np.ndarray, colour: tuple[int, int, int]) -> None:
         x1, y1, x2, y2 = self.rectangle
         cv2.rectangle(canvas, (x1, y1), (x2 - 1, y2 - 1), colour, cv2.FILLED)
-        cv2.putText(canvas, self.text, (x1 + self.margin, y2 - self.margin - self.baseline), _FONT, self.scale,
-                    _readable_on(colour), self.thickness, cv2.LINE_AA)
+        cv2.putText(
+            canvas,
+            self.text,
+            (x1 + self.margin, y2 - self.margin - self.baseline),
+            _FONT,
+            self.scale,
+            _readable_on(colour),
+            self.thickness,
+            cv2.LINE_AA,
+        )
 
 
 def _printable(text: str) -> str:

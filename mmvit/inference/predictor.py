@@ -1,4 +1,5 @@
 """`Predictor`: pictures in, detections out."""
+
 from __future__ import annotations
 
 import os
@@ -15,8 +16,8 @@ from torch import nn
 
 from mmvit.architectures import create_model, list_models, load_weights
 from mmvit.data import COCO_CATEGORY_IDS, COCO_CLASSES, DataSample, PackDetInputs, Resize
-from mmvit.errors import UserError, did_you_mean
 from mmvit.data.images import ImageLike, read_image
+from mmvit.errors import UserError, did_you_mean
 from mmvit.inference.trained import build_model, recorded_config, recorded_resize
 from mmvit.weights import load_checkpoint, resolve
 from mmvit.weights.catalogue import is_published, published
@@ -61,9 +62,16 @@ class Detections:
     def to_coco(self, image_id: int | str) -> list[dict[str, Any]]:
         """COCO results: one dict per detection with ``image_id, category_id, category_name, bbox [x, y, w, h], score``."""
         sizes = np.concatenate([self.boxes[:, :2], self.boxes[:, 2:] - self.boxes[:, :2]], axis=1).astype(float)
-        return [{"image_id": image_id, "category_id": int(self.cat_ids[label]), "category_name": self.classes[label],
-                     "bbox": [round(side, 3) for side in box.tolist()], "score": round(float(score), 6)}
-                for box, score, label in zip(sizes, self.scores, self.labels)]
+        return [
+            {
+                "image_id": image_id,
+                "category_id": int(self.cat_ids[label]),
+                "category_name": self.classes[label],
+                "bbox": [round(side, 3) for side in box.tolist()],
+                "score": round(float(score), 6),
+            }
+            for box, score, label in zip(sizes, self.scores, self.labels)
+        ]
 
 
 def _category_ids(classes: Sequence[str]) -> tuple[int, ...]:
@@ -96,10 +104,18 @@ class Predictor:
         UserError: unknown name, weights that cannot be had or do not fit, device that is absent.
     """
 
-    def __init__(self, model: str | nn.Module | None = None, *, config: str | os.PathLike[str] | None = None,
-                 checkpoint: str | os.PathLike[str] | None = None, device: str | torch.device | None = None,
-                 score_thr: float = 0.0, batch_size: int = 1, deploy: bool = False,
-                 classes: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        model: str | nn.Module | None = None,
+        *,
+        config: str | os.PathLike[str] | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        device: str | torch.device | None = None,
+        score_thr: float = 0.0,
+        batch_size: int = 1,
+        deploy: bool = False,
+        classes: Sequence[str] | None = None,
+    ) -> None:
         if batch_size < 1:
             raise UserError(f"batch_size is {batch_size}: give at least 1")
         if config is not None and model is not None:
@@ -145,22 +161,39 @@ class Predictor:
     def _packed(self, image: np.ndarray) -> dict[str, Any]:
         """uint8 (H, W, 3) -> the dict that the data pipeline makes of it, with ``inputs`` uint8 (3, h, w)."""
         size = image.shape[:2]
-        return self._pack(self.resize({"img": image, "img_id": 0, "img_path": "", "height": size[0], "width": size[1],
-                                       "ori_shape": size, "img_shape": size}))
+        return self._pack(
+            self.resize(
+                {
+                    "img": image,
+                    "img_id": 0,
+                    "img_path": "",
+                    "height": size[0],
+                    "width": size[1],
+                    "ori_shape": size,
+                    "img_shape": size,
+                }
+            )
+        )
 
     def _forward(self, packed: Sequence[dict[str, Any]]) -> list[DataSample]:
         try:
             with torch.inference_mode():
                 return self.model.test_step({key: [item[key] for item in packed] for key in ("inputs", "data_samples")})
         except torch.cuda.OutOfMemoryError as error:
-            raise UserError(f"out of memory on {self.device} with {len(packed)} pictures at once: use a smaller batch size, or "
-                            "device 'cpu'") from error
+            raise UserError(
+                f"out of memory on {self.device} with {len(packed)} pictures at once: use a smaller batch size, or device 'cpu'"
+            ) from error
 
     def _detections(self, found: InstanceData, image_size: tuple[int, int]) -> Detections:
         order = torch.argsort(found.scores.float(), descending=True, stable=True)
-        return Detections(found.bboxes[order].float().cpu().numpy(), found.scores[order].float().cpu().numpy(),
-                          found.labels[order].cpu().numpy().astype(np.int64), self.classes, tuple(image_size),
-                          self.cat_ids).filter(self.score_thr)
+        return Detections(
+            found.bboxes[order].float().cpu().numpy(),
+            found.scores[order].float().cpu().numpy(),
+            found.labels[order].cpu().numpy().astype(np.int64),
+            self.classes,
+            tuple(image_size),
+            self.cat_ids,
+        ).filter(self.score_thr)
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:
@@ -172,16 +205,22 @@ def pick_device(device: str | torch.device | None) -> torch.device:
     except RuntimeError as error:
         raise UserError(f"unknown device {device!r}: use cpu, cuda or cuda:0") from error
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device {str(device)!r} is absent (CUDA devices found: {torch.cuda.device_count()}): use `--device "
-                        "cpu`, or install a PyTorch with CUDA support")
+        raise UserError(
+            f"device {str(device)!r} is absent (CUDA devices found: {torch.cuda.device_count()}): use `--device "
+            "cpu`, or install a PyTorch with CUDA support"
+        )
     return chosen
 
 
 Loaded = tuple[nn.Module, dict[str, Any], "dict[str, Any] | None"]  # model with weights, meta data, settings of Resize
 
 
-def _load(model: str | nn.Module | None, config: str | os.PathLike[str] | None, checkpoint: str | os.PathLike[str] | None,
-          classes: Sequence[str] | None) -> Loaded:
+def _load(
+    model: str | nn.Module | None,
+    config: str | os.PathLike[str] | None,
+    checkpoint: str | os.PathLike[str] | None,
+    classes: Sequence[str] | None,
+) -> Loaded:
     """The model with its weights, by what the user named."""
     if isinstance(model, nn.Module):
         meta = load_weights(model, resolve(checkpoint)) if checkpoint is not None else {}
@@ -220,6 +259,7 @@ def _architecture(name: str, published_weights: bool) -> str:
 
 def _read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     from mmvit.engine import check_config, load_config
+
     config = load_config(path)
     check_config(config)
     return config.to_dict()
@@ -227,8 +267,9 @@ def _read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _class_names(model: nn.Module, given: Sequence[str] | None, meta: dict[str, Any]) -> tuple[str, ...]:
     count = model.num_classes
-    names = tuple(given or meta.get("classes") or (COCO_CLASSES if count == len(COCO_CLASSES) else
-                                                   (f"class {i}" for i in range(count))))
+    names = tuple(
+        given or meta.get("classes") or (COCO_CLASSES if count == len(COCO_CLASSES) else (f"class {i}" for i in range(count)))
+    )
     if len(names) != count:
         raise UserError(f"{len(names)} class names ({', '.join(names[:3])} ...) for a model with {count} classes: give as many")
     return names

@@ -1,4 +1,5 @@
 """From what is named on the command line to pictures and videos."""
+
 from __future__ import annotations
 
 import glob
@@ -54,8 +55,11 @@ def _expand_one(word: str) -> Sequence[Source]:
 
 
 def _media(paths: Iterable[Path]) -> list[Source]:
-    return [Source(path) for path in sorted(paths)
-            if path.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES and path.is_file() and not path.name.startswith(".")]
+    return [
+        Source(path)
+        for path in sorted(paths)
+        if path.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES and path.is_file() and not path.name.startswith(".")
+    ]
 
 
 class Video:
@@ -64,6 +68,7 @@ class Video:
     def __init__(self, path: Path) -> None:
         os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # the decoder's own messages: the error below says enough
         import cv2
+
         self.path = path
         self._capture = cv2.VideoCapture(str(path))
         if not self._capture.isOpened():
@@ -73,6 +78,7 @@ class Video:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         import cv2
+
         try:
             while True:
                 ok, frame = self._capture.read()

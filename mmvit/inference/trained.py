@@ -1,4 +1,5 @@
 """What a checkpoint of a training run says about itself: its model, input size and class names."""
+
 from __future__ import annotations
 
 import ast
@@ -49,8 +50,10 @@ def build_model(settings: Mapping[str, Any], classes: int | None, source: str, t
     MODELS.import_from_location()
     unknown = [kind for kind in _types(settings) if kind not in MODELS.module_dict]
     if unknown and not trusted:
-        raise UserError(f"{source} names a model part {unknown[0]!r} that mmvit does not have: use the mmvit that made it, or "
-                        "give its --config")
+        raise UserError(
+            f"{source} names a model part {unknown[0]!r} that mmvit does not have: use the mmvit that made it, or "
+            "give its --config"
+        )
     try:
         return MODELS.build(dict(settings))
     except (TypeError, KeyError, ValueError, AssertionError) as error:

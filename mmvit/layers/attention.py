@@ -1,4 +1,5 @@
 """Attention blocks shared by encoders and decoders."""
+
 from __future__ import annotations
 
 import torch
@@ -24,8 +25,8 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, pos: Tensor, mask: Tensor | None = None) -> Tensor:
         batch, tokens, dim = x.shape
-        query_key = F.linear(x + pos, self.in_proj_weight[:2 * dim], self.in_proj_bias[:2 * dim])
-        value = F.linear(x, self.in_proj_weight[2 * dim:], self.in_proj_bias[2 * dim:])
+        query_key = F.linear(x + pos, self.in_proj_weight[: 2 * dim], self.in_proj_bias[: 2 * dim])
+        value = F.linear(x, self.in_proj_weight[2 * dim :], self.in_proj_bias[2 * dim :])
         query, key = query_key.view(batch, tokens, 2, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # each (B, heads, T, C/heads)
         value = value.view(batch, tokens, self.num_heads, -1).transpose(1, 2)
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=None if mask is None else ~mask)

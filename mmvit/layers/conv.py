@@ -1,4 +1,5 @@
 """Convolution + normalisation + activation, and the merging of the first two for deployment."""
+
 from __future__ import annotations
 
 import torch
@@ -50,7 +51,9 @@ def merged_conv_weights(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tenso
 def conv_from(kernel: Tensor, bias: Tensor, **settings) -> nn.Conv2d:
     """A convolution with the given kernel (O, I/groups, k, k) and bias (O); `settings` are stride, padding, groups."""
     out_channels, in_channels, *size = kernel.shape
-    conv = nn.Conv2d(in_channels * settings.get("groups", 1), out_channels, size, **settings, device=kernel.device, dtype=kernel.dtype)
+    conv = nn.Conv2d(
+        in_channels * settings.get("groups", 1), out_channels, size, **settings, device=kernel.device, dtype=kernel.dtype
+    )
     with torch.no_grad():
         conv.weight.copy_(kernel)
         conv.bias.copy_(bias)
@@ -60,8 +63,18 @@ def conv_from(kernel: Tensor, bias: Tensor, **settings) -> nn.Conv2d:
 class ConvNorm(nn.Module):
     """`act(norm(conv(x)))`, no convolution bias, padding (k - 1) // 2. (N, I, H, W) -> (N, O, H/stride, W/stride)."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1, stride: int = 1, *, groups: int = 1,
-                 act: str | None = None, frozen_norm: bool = False, padding: int | None = None):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 1,
+        stride: int = 1,
+        *,
+        groups: int = 1,
+        act: str | None = None,
+        frozen_norm: bool = False,
+        padding: int | None = None,
+    ):
         super().__init__()
         padding = (kernel_size - 1) // 2 if padding is None else padding
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False)
@@ -76,12 +89,14 @@ class ConvNorm(nn.Module):
         if isinstance(self.norm, nn.Identity):
             return
         conv = self.conv
-        self.conv = conv_from(*merged_conv_weights(conv, self.norm), stride=conv.stride, padding=conv.padding, groups=conv.groups)
+        self.conv = conv_from(
+            *merged_conv_weights(conv, self.norm), stride=conv.stride, padding=conv.padding, groups=conv.groups
+        )
         self.norm = nn.Identity()
 
 
 class RepVGGBlock(nn.Module):
-    """`act(conv3x3-BN(x) + conv1x1-BN(x))`, one 3x3 convolution after `merge` (RepVGG, arXiv 2101.03697, without identity branch).
+    """`act(conv3x3-BN(x) + conv1x1-BN(x))`, one 3x3 convolution after `merge` (RepVGG, arXiv 2101.03697, no identity branch).
 
     Shapes: (N, C, H, W) -> (N, O, H, W).
     """

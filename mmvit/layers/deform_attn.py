@@ -1,4 +1,5 @@
 """Multi-scale deformable attention (Deformable DETR, arXiv 2010.04159) around reference boxes."""
+
 from __future__ import annotations
 
 import math
@@ -44,8 +45,13 @@ class MSDeformAttn(nn.Module):
         steps = torch.cat([torch.arange(1, n + 1) for n in self.num_points])
         with torch.no_grad():
             self.sampling_offsets.bias.copy_((direction[:, None] * steps[None, :, None]).flatten())
-        for weight in (self.sampling_offsets.weight, self.attention_weights.weight, self.attention_weights.bias,
-                       self.value_proj.bias, self.output_proj.bias):
+        for weight in (
+            self.sampling_offsets.weight,
+            self.attention_weights.weight,
+            self.attention_weights.bias,
+            self.value_proj.bias,
+            self.output_proj.bias,
+        ):
             nn.init.zeros_(weight)
         nn.init.xavier_uniform_(self.value_proj.weight)
         nn.init.xavier_uniform_(self.output_proj.weight)
@@ -58,6 +64,12 @@ class MSDeformAttn(nn.Module):
         weights = self.attention_weights(query).view(batch, length, self.num_heads, -1).softmax(-1)
         centre, size = boxes[:, :, None, None, :2], boxes[:, :, None, None, 2:]
         locations = centre + offsets.to(boxes.dtype) * self.point_scale.to(boxes.dtype) * size * 0.5  # (B, Q, heads, points, 2)
-        out = ms_deform_attn(value.to(boxes.dtype), list(shapes), locations, weights.to(boxes.dtype), num_points=self.num_points,
-                             method=self.method)  # in the boxes' precision: half precision would move points by pixels
+        out = ms_deform_attn(
+            value.to(boxes.dtype),
+            list(shapes),
+            locations,
+            weights.to(boxes.dtype),
+            num_points=self.num_points,
+            method=self.method,
+        )  # in the boxes' precision: half precision would move points by pixels
         return self.output_proj(out.to(query.dtype))

@@ -1,4 +1,5 @@
 """Multi-layer perceptron."""
+
 from __future__ import annotations
 
 import torch.nn.functional as F

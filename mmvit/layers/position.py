@@ -1,4 +1,5 @@
 """Position encodings."""
+
 from __future__ import annotations
 
 import torch

@@ -1,4 +1,5 @@
 """The one mechanism of re-parameterisation: every module that can be merged has a method ``merge()``."""
+
 from __future__ import annotations
 
 import torch

@@ -1,4 +1,5 @@
 """Geometry of boxes. Corner boxes are (x1, y1, x2, y2), centre boxes (cx, cy, w, h); shapes (..., 4)."""
+
 from __future__ import annotations
 
 import torch

@@ -1,4 +1,5 @@
 """Per-class sigmoid losses, summed. Shapes: logits and targets (..., classes) -> scalar."""
+
 from __future__ import annotations
 
 import torch.nn.functional as F

@@ -1,4 +1,5 @@
 """Predictions and losses that are not finite."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -19,8 +20,10 @@ class NonFiniteError(UserError):
 
     def __init__(self, tensor_name: str, image_ids: Sequence):
         self.tensor_name, self.image_ids = tensor_name, list(image_ids)
-        super().__init__(f"{tensor_name} is not finite (images {self.image_ids}). Usual causes: a learning rate that is too high, "
-                         "fp16 overflow (use --amp bf16), or a broken image or box.")
+        super().__init__(
+            f"{tensor_name} is not finite (images {self.image_ids}). Usual causes: a learning rate that is too high, "
+            "fp16 overflow (use --amp bf16), or a broken image or box."
+        )
 
 
 def check_finite(tensors: dict[str, Tensor], image_ids: Sequence) -> None:

@@ -1,4 +1,5 @@
 """Assignment of predictions to objects, and denoising queries that need none."""
+
 from .denoising import Denoising, Draws, TorchDraws, make_denoising
 from .hungarian import Match, MatchCost, Target, hungarian_match
 

@@ -1,4 +1,5 @@
 """Contrastive denoising queries (DINO, arXiv 2203.03605, section 3.3), as RT-DETR uses them."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -52,8 +53,17 @@ class Denoising:
     groups: int
 
 
-def make_denoising(targets: list[Target], num_classes: int, num_queries: int, num_denoising: int = 100, label_noise: float = 0.5,
-                   box_noise: float = 1.0, *, draws: Draws, empty_group: bool = False) -> Denoising | None:
+def make_denoising(
+    targets: list[Target],
+    num_classes: int,
+    num_queries: int,
+    num_denoising: int = 100,
+    label_noise: float = 0.5,
+    box_noise: float = 1.0,
+    *,
+    draws: Draws,
+    empty_group: bool = False,
+) -> Denoising | None:
     """Noisy copies of the objects: per group, as many positives as the largest image has objects, then as many negatives.
 
     Args:
@@ -77,7 +87,7 @@ def make_denoising(targets: list[Target], num_classes: int, num_queries: int, nu
         groups = 1
         boxes[:] = torch.tensor([0.5, 0.5, 0.1, 0.1], device=device)
     for i, target in enumerate(targets):
-        labels[i, :counts[i]], boxes[i, :counts[i]] = target.labels, target.boxes
+        labels[i, : counts[i]], boxes[i, : counts[i]] = target.labels, target.boxes
     labels, boxes = labels.repeat(1, 2 * groups), boxes.repeat(1, 2 * groups, 1)
     negative = (torch.arange(2 * slots * groups, device=device) // slots) % 2  # (K,) 1 in the second half of each group
 

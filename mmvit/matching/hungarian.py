@@ -1,4 +1,5 @@
-"""One-to-one assignment of queries to objects (DETR, arXiv 2005.12872; focal class cost of Deformable DETR, arXiv 2010.04159)."""
+"""One-to-one assignment of queries to objects (DETR, arXiv 2005.12872; class cost of Deformable DETR, arXiv 2010.04159)."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -1,4 +1,5 @@
 """Necks: what joins a backbone's levels."""
+
 from .hybrid_encoder import HybridEncoder
 
 __all__ = ["HybridEncoder"]

@@ -1,4 +1,5 @@
 """The hybrid encoder of RT-DETR (arXiv 2304.08069): attention on the coarsest map (AIFI), then convolutional fusion (CCFM)."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -81,8 +82,9 @@ class CSPRepLayer(nn.Module):
             return
         self.conv1.merge()
         self.conv2.merge()
-        self.both = conv_from(torch.cat([self.conv1.conv.weight, self.conv2.conv.weight]),
-                              torch.cat([self.conv1.conv.bias, self.conv2.conv.bias]))
+        self.both = conv_from(
+            torch.cat([self.conv1.conv.weight, self.conv2.conv.weight]), torch.cat([self.conv1.conv.bias, self.conv2.conv.bias])
+        )
         del self.conv1, self.conv2
 
 
@@ -90,7 +92,7 @@ class CSPRepLayer(nn.Module):
 class HybridEncoder(nn.Module):
     """AIFI on the coarsest level, then top-down and bottom-up fusion.
 
-    Shapes: maps (N, C_i, H/s_i, W/s_i), each level half the sides of the one before -> the same sides with `hidden_dim` channels.
+    Shapes: maps (N, C_i, H/s_i, W/s_i), each level half the sides of the one before -> the same sides, `hidden_dim` channels.
 
     Args:
         in_channels: channels of the input levels, fine to coarse (read from the backbone's `feature_info`).
@@ -101,8 +103,15 @@ class HybridEncoder(nn.Module):
         num_heads: attention heads.
     """
 
-    def __init__(self, in_channels: Sequence[int], hidden_dim: int = 256, feedforward: int = 1024, expansion: float = 1.0,
-                 num_layers: int = 1, num_heads: int = 8):
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        hidden_dim: int = 256,
+        feedforward: int = 1024,
+        expansion: float = 1.0,
+        num_layers: int = 1,
+        num_heads: int = 8,
+    ):
         super().__init__()
         steps = range(len(in_channels) - 1)
         self.out_channels = [hidden_dim] * len(in_channels)
@@ -116,8 +125,10 @@ class HybridEncoder(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         for fine, coarse in zip(features[:-1], features[1:]):
             if fine.shape[-2] != 2 * coarse.shape[-2] or fine.shape[-1] != 2 * coarse.shape[-1]:
-                raise UserError(f"HybridEncoder: a map of {tuple(fine.shape[-2:])} is not twice the next one of "
-                                f"{tuple(coarse.shape[-2:])}. Use input sides that are multiples of the coarsest stride.")
+                raise UserError(
+                    f"HybridEncoder: a map of {tuple(fine.shape[-2:])} is not twice the next one of "
+                    f"{tuple(coarse.shape[-2:])}. Use input sides that are multiples of the coarsest stride."
+                )
         maps = [proj(x) for proj, x in zip(self.input_proj, features)]
         maps[-1] = self.encoder[0](maps[-1])
         inner = [maps[-1]]  # coarse first; all but the last one are replaced by their lateral outputs

@@ -1,5 +1,6 @@
 """Multi-scale deformable attention (Deformable DETR, arXiv:2010.04159, eq. 3) and its discrete form (RT-DETRv2,
 arXiv:2407.17140)."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -14,9 +15,14 @@ from .sampling import at_least_float32, weighted_rows
 Shapes = Tensor | Sequence[Sequence[int]]
 
 
-def ms_deform_attn(value: Tensor, spatial_shapes: Shapes, sampling_locations: Tensor | Sequence[Tensor],
-                   attention_weights: Tensor | Sequence[Tensor], method: str = "bilinear",
-                   num_points: Sequence[int] | None = None) -> Tensor:
+def ms_deform_attn(
+    value: Tensor,
+    spatial_shapes: Shapes,
+    sampling_locations: Tensor | Sequence[Tensor],
+    attention_weights: Tensor | Sequence[Tensor],
+    method: str = "bilinear",
+    num_points: Sequence[int] | None = None,
+) -> Tensor:
     """For every query and head: the sum over levels and points of weight × value sampled at the point.
 
     Args:
@@ -44,8 +50,9 @@ def ms_deform_attn(value: Tensor, spatial_shapes: Shapes, sampling_locations: Te
     if method == "bilinear" and len(set(points)) == 1:
         found = native.find("ms_deform_attn", value.device)
         if found is not None and value.dtype != torch.bfloat16:
-            return found.function(value, shapes, locations.unflatten(3, (len(shapes), points[0])),
-                                  weights.unflatten(3, (len(shapes), points[0])))
+            return found.function(
+                value, shapes, locations.unflatten(3, (len(shapes), points[0])), weights.unflatten(3, (len(shapes), points[0]))
+            )
     wide = at_least_float32(value)
     locations, weights = locations.to(wide.dtype), weights.to(wide.dtype)
     if method == "discrete":
@@ -67,8 +74,9 @@ def _as_shapes(spatial_shapes: Shapes) -> list[tuple[int, int]]:
     return [(int(height), int(width)) for height, width in rows]
 
 
-def _flatten_points(locations: Tensor | Sequence[Tensor], weights: Tensor | Sequence[Tensor],
-                    num_points: Sequence[int] | None, levels: int) -> tuple[Tensor, Tensor, list[int]]:
+def _flatten_points(
+    locations: Tensor | Sequence[Tensor], weights: Tensor | Sequence[Tensor], num_points: Sequence[int] | None, levels: int
+) -> tuple[Tensor, Tensor, list[int]]:
     """Locations (B, Q, heads, points of all levels, 2), weights without the last axis, points per level."""
     if not isinstance(locations, Tensor):
         points = [level.shape[3] for level in locations]
@@ -77,8 +85,10 @@ def _flatten_points(locations: Tensor | Sequence[Tensor], weights: Tensor | Sequ
     if locations.dim() == 6:
         return locations.flatten(3, 4), weights.flatten(3), [locations.shape[4]] * locations.shape[3]
     if num_points is None:
-        raise ValueError("flattened sampling_locations (B, Q, heads, points, 2) need num_points, the points of each level; "
-                         f"got shape {tuple(locations.shape)} for {levels} levels")
+        raise ValueError(
+            "flattened sampling_locations (B, Q, heads, points, 2) need num_points, the points of each level; "
+            f"got shape {tuple(locations.shape)} for {levels} levels"
+        )
     return locations, weights.flatten(3), [int(count) for count in num_points]
 
 
@@ -88,8 +98,10 @@ def _check(value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weig
         raise ValueError(f"value must be (B, {pixels}, heads, dim) for the levels {shapes}, got {tuple(value.shape)}")
     expected = (value.shape[0], locations.shape[1], value.shape[2], sum(points), 2)
     if len(points) != len(shapes) or tuple(locations.shape) != expected or weights.shape != locations.shape[:-1]:
-        raise ValueError(f"{len(shapes)} levels with {points} points need sampling_locations {expected} and attention_weights "
-                         f"{expected[:-1]}, got {tuple(locations.shape)} and {tuple(weights.shape)}")
+        raise ValueError(
+            f"{len(shapes)} levels with {points} points need sampling_locations {expected} and attention_weights "
+            f"{expected[:-1]}, got {tuple(locations.shape)} and {tuple(weights.shape)}"
+        )
 
 
 def _per_point(values: Sequence[int], points: Sequence[int], like: Tensor) -> Tensor:
@@ -106,8 +118,9 @@ def _row_base(value: Tensor, shapes: list[tuple[int, int]], points: list[int]) -
     return (image + start) * heads + torch.arange(heads, device=value.device)[:, None]
 
 
-def _bilinear_rows(value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor,
-                   points: list[int]) -> Tensor:
+def _bilinear_rows(
+    value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor, points: list[int]
+) -> Tensor:
     """All levels at once: each query and head is one weighted sum of rows of `value`.
 
     The taps are spelled out on flat (B, Q, heads, points) tensors, in floats (exact up to 2^24) and with the attention
@@ -143,16 +156,24 @@ def _gather(value: Tensor, index: Tensor, weight: Tensor) -> Tensor:
     return rows.view(batch, queries, heads * value.shape[-1])
 
 
-def _bilinear_grid(value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor,
-                   points: list[int]) -> Tensor:
+def _bilinear_grid(
+    value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor, points: list[int]
+) -> Tensor:
     """One `grid_sample` per level: the form for CUDA and for export, where it is a single operator."""
     batch, _, heads, dim = value.shape
     queries = locations.shape[1]
     grids = (2 * locations - 1).transpose(1, 2).flatten(0, 1).split(list(points), 2)  # each (B·heads, Q, P_l, 2)
     levels = value.split([height * width for height, width in shapes], 1)
-    sampled = [F.grid_sample(level.permute(0, 2, 3, 1).reshape(batch * heads, dim, height, width), grid,
-                             mode="bilinear", padding_mode="zeros", align_corners=False)
-               for level, grid, (height, width) in zip(levels, grids, shapes)]  # each (B·heads, dim, Q, P_l)
+    sampled = [
+        F.grid_sample(
+            level.permute(0, 2, 3, 1).reshape(batch * heads, dim, height, width),
+            grid,
+            mode="bilinear",
+            padding_mode="zeros",
+            align_corners=False,
+        )
+        for level, grid, (height, width) in zip(levels, grids, shapes)
+    ]  # each (B·heads, dim, Q, P_l)
     attention = weights.transpose(1, 2).reshape(batch * heads, 1, queries, -1)
     output = (torch.cat(sampled, -1) * attention).sum(-1)
     return output.view(batch, heads * dim, queries).transpose(1, 2).contiguous()

@@ -1,4 +1,5 @@
 """Deformable convolution, v1 (arXiv:1703.06211) and v2 with modulation (arXiv:1811.11168)."""
+
 from __future__ import annotations
 
 import torch
@@ -11,8 +12,16 @@ Pair = int | tuple[int, int]
 _COLUMN_VALUES = 1 << 26  # sampled values held in memory at once
 
 
-def deform_conv2d(x: Tensor, offset: Tensor, weight: Tensor, stride: Pair = 1, padding: Pair = 0, dilation: Pair = 1,
-                  groups: int = 1, deform_groups: int = 1) -> Tensor:
+def deform_conv2d(
+    x: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+    deform_groups: int = 1,
+) -> Tensor:
     """Convolution whose kernel taps are moved by learned offsets.
 
     Args:
@@ -35,9 +44,18 @@ def deform_conv2d(x: Tensor, offset: Tensor, weight: Tensor, stride: Pair = 1, p
     return _deform_conv(x, offset, None, weight, None, *geometry)
 
 
-def modulated_deform_conv2d(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None = None,
-                            stride: Pair = 1, padding: Pair = 0, dilation: Pair = 1, groups: int = 1,
-                            deform_groups: int = 1) -> Tensor:
+def modulated_deform_conv2d(
+    x: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+    deform_groups: int = 1,
+) -> Tensor:
     """`deform_conv2d` whose sampled values are also scaled.
 
     Args:
@@ -58,21 +76,33 @@ def _pair(value: Pair) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
 
 
-def _output_size(x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int],
-                 dilation: tuple[int, int]) -> tuple[int, int]:
+def _output_size(
+    x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int]
+) -> tuple[int, int]:
     reach = [dilation[i] * (weight.shape[2 + i] - 1) + 1 for i in (0, 1)]
     return tuple((x.shape[2 + i] + 2 * padding[i] - reach[i]) // stride[i] + 1 for i in (0, 1))
 
 
-def _check(x: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int],
-           dilation: tuple[int, int], groups: int, deform_groups: int) -> None:
+def _check(
+    x: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    weight: Tensor,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    deform_groups: int,
+) -> None:
     if x.dim() != 4 or weight.dim() != 4:
-        raise ValueError(f"x must be (B, C, H, W) and weight (C_out, C/groups, kh, kw), got {tuple(x.shape)} and "
-                         f"{tuple(weight.shape)}")
+        raise ValueError(
+            f"x must be (B, C, H, W) and weight (C_out, C/groups, kh, kw), got {tuple(x.shape)} and {tuple(weight.shape)}"
+        )
     channels, taps = x.shape[1], weight.shape[2] * weight.shape[3]
     if channels != weight.shape[1] * groups or weight.shape[0] % groups or channels % deform_groups:
-        raise ValueError(f"{channels} channels do not fit weight {tuple(weight.shape)} with groups={groups}, "
-                         f"deform_groups={deform_groups}")
+        raise ValueError(
+            f"{channels} channels do not fit weight {tuple(weight.shape)} with groups={groups}, deform_groups={deform_groups}"
+        )
     size = _output_size(x, weight, stride, padding, dilation)
     if min(size) <= 0:
         raise ValueError(f"the input {tuple(x.shape)} is too small: the output would be {size[0]}x{size[1]}")
@@ -81,9 +111,18 @@ def _check(x: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, strid
             raise ValueError(f"{name} must be {(x.shape[0], count, *size)}, got {tuple(tensor.shape)}")
 
 
-def _deform_conv(x: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None,
-                 stride: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int], groups: int,
-                 deform_groups: int) -> Tensor:
+def _deform_conv(
+    x: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    deform_groups: int,
+) -> Tensor:
     size = _output_size(x, weight, stride, padding, dilation)
     kernel = (weight.shape[2], weight.shape[3])
     if x.numel() == 0 or weight.numel() == 0:
@@ -91,8 +130,17 @@ def _deform_conv(x: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor,
         return output if bias is None else output + bias[:, None, None]
     output = []
     for part in image_parts(x, offset, weight):
-        columns = _columns(at_least_float32(x[part]), at_least_float32(offset[part]), None if mask is None else mask[part],
-                           kernel, size, stride, padding, dilation, deform_groups)
+        columns = _columns(
+            at_least_float32(x[part]),
+            at_least_float32(offset[part]),
+            None if mask is None else mask[part],
+            kernel,
+            size,
+            stride,
+            padding,
+            dilation,
+            deform_groups,
+        )
         output.append(_multiply(columns, weight, groups, deform_groups).view(-1, *size, weight.shape[0]))
     output = torch.cat(output).to(x.dtype)
     if bias is not None:
@@ -107,8 +155,17 @@ def image_parts(x: Tensor, offset: Tensor, weight: Tensor) -> list[slice]:
     return [slice(start, start + images) for start in range(0, x.shape[0], images)]
 
 
-def _columns(x: Tensor, offset: Tensor, mask: Tensor | None, kernel: tuple[int, int], size: tuple[int, int],
-             stride: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int], deform_groups: int) -> Tensor:
+def _columns(
+    x: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    kernel: tuple[int, int],
+    size: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    deform_groups: int,
+) -> Tensor:
     """Sampled values (B·H_out·W_out, deform_groups, kh·kw, C / deform_groups)."""
     batch, channels, height, width = x.shape
     taps = kernel[0] * kernel[1]

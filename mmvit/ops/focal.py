@@ -1,4 +1,5 @@
 """Focal loss (arXiv:1708.02002, eq. 5), computed from log-probabilities so that no logit overflows it."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -11,8 +12,14 @@ from . import native
 from .sampling import at_least_float32
 
 
-def sigmoid_focal_loss(logits: Tensor, target: Tensor, gamma: float = 2.0, alpha: float = 0.25, weight: Tensor | None = None,
-                       reduction: str = "mean") -> Tensor:
+def sigmoid_focal_loss(
+    logits: Tensor,
+    target: Tensor,
+    gamma: float = 2.0,
+    alpha: float = 0.25,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
     """-alpha (1-p)^gamma log p for the target's class, -(1-alpha) p^gamma log(1-p) for the others.
 
     Args:
@@ -27,8 +34,14 @@ def sigmoid_focal_loss(logits: Tensor, target: Tensor, gamma: float = 2.0, alpha
     return _reduce(loss, reduction, len(logits))
 
 
-def softmax_focal_loss(logits: Tensor, target: Tensor, gamma: float = 2.0, alpha: float = 0.25, weight: Tensor | None = None,
-                       reduction: str = "mean") -> Tensor:
+def softmax_focal_loss(
+    logits: Tensor,
+    target: Tensor,
+    gamma: float = 2.0,
+    alpha: float = 0.25,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
     """-alpha (1-p)^gamma log p with p the softmax probability of the target's class.
 
     Arguments as in `sigmoid_focal_loss`, except that rows with a negative target are ignored (0).
@@ -40,8 +53,9 @@ def softmax_focal_loss(logits: Tensor, target: Tensor, gamma: float = 2.0, alpha
     return _reduce(loss, reduction, len(logits))
 
 
-def _dispatch(op: str, function: Callable[..., Tensor], logits: Tensor, target: Tensor, gamma: float, alpha: float,
-              weight: Tensor | None) -> Tensor:
+def _dispatch(
+    op: str, function: Callable[..., Tensor], logits: Tensor, target: Tensor, gamma: float, alpha: float, weight: Tensor | None
+) -> Tensor:
     if logits.dim() != 2 or target.shape != logits.shape[:1]:
         raise ValueError(f"logits must be (N, C) and target (N,), got {tuple(logits.shape)} and {tuple(target.shape)}")
     found = native.find(op, logits.device) if native.takes(logits) and logits.numel() and weight is None else None
@@ -65,8 +79,9 @@ def _softmax_focal(logits: Tensor, target: Tensor, gamma: float, alpha: float, w
     return (torch.where(target >= 0, loss, 0.0) * _row_weight(target, weight, loss)[:, 0]).to(logits.dtype)
 
 
-def softmax_focal_from_probabilities(softmax: Tensor, target: Tensor, gamma: float, alpha: float,
-                                     weight: Tensor | None) -> tuple[Tensor, Tensor]:
+def softmax_focal_from_probabilities(
+    softmax: Tensor, target: Tensor, gamma: float, alpha: float, weight: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """The loss (N,) and its derivative (N,) by log p of the target's class, times p-independent row weights.
 
     The gradient with respect to logit c is derivative · (1[c = target] - softmax_c).
@@ -75,7 +90,7 @@ def softmax_focal_from_probabilities(softmax: Tensor, target: Tensor, gamma: flo
     tiny = torch.finfo(p.dtype).tiny
     log_p, miss = p.clamp(min=tiny).log(), (1 - p).clamp(min=tiny)
     share = alpha * (target >= 0) * _row_weight(target, weight, p)[:, 0]
-    return -share * miss ** gamma * log_p, share * (gamma * miss ** (gamma - 1) * p * log_p - miss ** gamma)
+    return -share * miss**gamma * log_p, share * (gamma * miss ** (gamma - 1) * p * log_p - miss**gamma)
 
 
 def _row_weight(target: Tensor, weight: Tensor | None, like: Tensor) -> Tensor:

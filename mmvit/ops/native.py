@@ -3,6 +3,7 @@
 A kernel "works" when a tiny call on the device in question gives what the PyTorch kernel gives. A library that is
 missing, broken or built for another device is passed over; nothing here raises because of it.
 """
+
 from __future__ import annotations
 
 import functools
@@ -97,8 +98,18 @@ def _probe(op: str) -> tuple[list, list[float]]:
     if op == "deform_conv2d":
         return [ramp, torch.full((1, 2, 4, 4), 0.5), torch.ones(1, 1, 1, 1), 1, 0, 1, 1, 1], _shifted_ramp(1.0)
     if op == "modulated_deform_conv2d":
-        return [ramp, torch.full((1, 2, 4, 4), 0.5), torch.full((1, 1, 4, 4), 2.0), torch.ones(1, 1, 1, 1), None,
-                1, 0, 1, 1, 1], _shifted_ramp(2.0)
+        return [
+            ramp,
+            torch.full((1, 2, 4, 4), 0.5),
+            torch.full((1, 1, 4, 4), 2.0),
+            torch.ones(1, 1, 1, 1),
+            None,
+            1,
+            0,
+            1,
+            1,
+            1,
+        ], _shifted_ramp(2.0)
     if op == "ms_deform_attn":
         return [ramp.view(1, 16, 1, 1), [(4, 4)], torch.full((1, 1, 1, 1, 1, 2), 0.5), torch.ones(1, 1, 1, 1, 1)], [[[7.5]]]
     if op == "sigmoid_focal_loss":
@@ -121,20 +132,43 @@ def _torchvision_nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset
     return _torchvision().nms(boxes, scores, iou_threshold)
 
 
-def _torchvision_roi_align(features: Tensor, rois: Tensor, output_size: tuple[int, int], spatial_scale: float,
-                           sampling_ratio: int, pool_mode: str, aligned: bool) -> Tensor:
+def _torchvision_roi_align(
+    features: Tensor,
+    rois: Tensor,
+    output_size: tuple[int, int],
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: str,
+    aligned: bool,
+) -> Tensor:
     return _torchvision().roi_align(features, rois, output_size, spatial_scale, sampling_ratio or -1, aligned)
 
 
-def _torchvision_deform_conv2d(x: Tensor, offset: Tensor, weight: Tensor, stride: int | tuple[int, int],
-                               padding: int | tuple[int, int], dilation: int | tuple[int, int], groups: int,
-                               deform_groups: int) -> Tensor:
+def _torchvision_deform_conv2d(
+    x: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    stride: int | tuple[int, int],
+    padding: int | tuple[int, int],
+    dilation: int | tuple[int, int],
+    groups: int,
+    deform_groups: int,
+) -> Tensor:
     return _torchvision().deform_conv2d(x, offset, weight, None, stride, padding, dilation)
 
 
-def _torchvision_modulated(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None,
-                           stride: int | tuple[int, int], padding: int | tuple[int, int], dilation: int | tuple[int, int],
-                           groups: int, deform_groups: int) -> Tensor:
+def _torchvision_modulated(
+    x: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int | tuple[int, int],
+    padding: int | tuple[int, int],
+    dilation: int | tuple[int, int],
+    groups: int,
+    deform_groups: int,
+) -> Tensor:
     return _torchvision().deform_conv2d(x, offset, weight, bias, stride, padding, dilation, mask)
 
 
@@ -150,8 +184,9 @@ def _mmcv_ms_deform_attn(value: Tensor, shapes: list[tuple[int, int]], locations
     function = importlib.import_module("mmcv.ops.multi_scale_deform_attn").MultiScaleDeformableAttnFunction
     sizes = torch.tensor(shapes, device=value.device)
     areas = sizes.prod(1)
-    return function.apply(value.contiguous(), sizes, areas.cumsum(0) - areas, locations.contiguous(), weights.contiguous(),
-                          value.shape[0])
+    return function.apply(
+        value.contiguous(), sizes, areas.cumsum(0) - areas, locations.contiguous(), weights.contiguous(), value.shape[0]
+    )
 
 
 _MMCV: dict[str, Callable] = {
@@ -159,14 +194,18 @@ _MMCV: dict[str, Callable] = {
     "roi_align": lambda x, rois, *rest: _mmcv().roi_align(x.contiguous(), rois.contiguous(), *rest),
     "roi_pool": lambda x, rois, *rest: _mmcv().roi_pool(x.contiguous(), rois.contiguous(), *rest),
     "deform_conv2d": lambda x, offset, weight, *rest: _mmcv().deform_conv2d(
-        x.contiguous(), offset.contiguous(), weight, *rest, False, x.shape[0]),
+        x.contiguous(), offset.contiguous(), weight, *rest, False, x.shape[0]
+    ),
     "modulated_deform_conv2d": lambda x, offset, mask, *rest: _mmcv().modulated_deform_conv2d(
-        x.contiguous(), offset.contiguous(), mask.contiguous(), *rest),
+        x.contiguous(), offset.contiguous(), mask.contiguous(), *rest
+    ),
     "ms_deform_attn": _mmcv_ms_deform_attn,
     "sigmoid_focal_loss": lambda x, target, gamma, alpha, weight: _mmcv().sigmoid_focal_loss(
-        x.contiguous(), target, gamma, alpha, weight, "none"),
+        x.contiguous(), target, gamma, alpha, weight, "none"
+    ),
     "softmax_focal_loss": lambda x, target, gamma, alpha, weight: _mmcv().softmax_focal_loss(
-        x.contiguous(), target, gamma, alpha, weight, "none"),
+        x.contiguous(), target, gamma, alpha, weight, "none"
+    ),
 }
 
 _TORCHVISION: dict[str, Callable] = {

@@ -1,4 +1,5 @@
 """Imports of mmcv, mmdet and mmseg that work without compiled ops and say nothing."""
+
 from __future__ import annotations
 
 import contextlib
@@ -16,7 +17,11 @@ _PACKAGES = frozenset({"mmcv", "mmdet", "mmengine", "mmseg"})
 _PRINTED = frozenset({"Could not import OneDL", "Could not import OneDL. Skipping OneDL datasets."})
 _WARNED = (  # (start of the message, category): about the distributions' own code, nothing that a user can act on
     ("Fail to import ``MultiScaleDeformableAttention``", UserWarning),
-    ("", ImportWarning), ("", DeprecationWarning), ("", PendingDeprecationWarning), ("", FutureWarning), ("", SyntaxWarning),
+    ("", ImportWarning),
+    ("", DeprecationWarning),
+    ("", PendingDeprecationWarning),
+    ("", FutureWarning),
+    ("", SyntaxWarning),
 )
 
 
@@ -38,8 +43,9 @@ def prepare_openmmlab() -> None:
 class _QuietFinder(importlib.abc.MetaPathFinder):
     """Finds OpenMMLab modules as the other finders do, and makes their execution quiet."""
 
-    def find_spec(self, fullname: str, path: Sequence[str] | None,
-                  target: ModuleType | None = None) -> importlib.machinery.ModuleSpec | None:
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
         if fullname.partition(".")[0] not in _PACKAGES:
             return None
         for finder in sys.meta_path:

@@ -1,4 +1,5 @@
 """Kernels that only move values: CARAFE upsampling, masked convolution, point-wise spatial attention."""
+
 from __future__ import annotations
 
 import torch
@@ -25,13 +26,14 @@ def carafe(features: Tensor, masks: Tensor, kernel_size: int, group_size: int, s
     output = 0
     for row in range(kernel_size):
         for column in range(kernel_size):
-            shifted = padded[..., row:row + height, column:column + width]  # (B, G, C/G, H, W)
+            shifted = padded[..., row : row + height, column : column + width]  # (B, G, C/G, H, W)
             output = output + shifted[..., None, :, None] * kernels[:, :, None, row, column]
     return output.reshape(batch, channels, height * scale_factor, width * scale_factor)
 
 
-def masked_columns(features: Tensor, rows: Tensor, columns: Tensor, kernel: tuple[int, int],
-                   padding: tuple[int, int]) -> Tensor:
+def masked_columns(
+    features: Tensor, rows: Tensor, columns: Tensor, kernel: tuple[int, int], padding: tuple[int, int]
+) -> Tensor:
     """Patches (C·kh·kw, n) of features (1, C, H, W) for the n output pixels (rows, columns) of a convolution of stride 1."""
     padded = F.pad(features[0], (padding[1], padding[1], padding[0], padding[0]))
     patch_rows = rows + torch.arange(kernel[0], device=rows.device)[:, None, None]  # (kh, 1, n)

@@ -4,6 +4,7 @@ A bin of RoIAlign samples a regular grid, so its average factorises: (weights of
 weights of one axis are added up first, then the bin is one weighted sum over its few rows × columns of pixels. Bins
 differ in their number of samples; everything below works on flat lists of the entries of all bins.
 """
+
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -18,8 +19,15 @@ _TAPS = 1 << 22  # (bin, pixel) pairs handled at once
 _VALUES = 1 << 25  # sampled values held in memory at once by max pooling
 
 
-def roi_align(features: Tensor, rois: Tensor, output_size: int | tuple[int, int], spatial_scale: float = 1.0,
-              sampling_ratio: int = 0, pool_mode: str = "avg", aligned: bool = True) -> Tensor:
+def roi_align(
+    features: Tensor,
+    rois: Tensor,
+    output_size: int | tuple[int, int],
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = 0,
+    pool_mode: str = "avg",
+    aligned: bool = True,
+) -> Tensor:
     """Each RoI's features, resampled bilinearly to a fixed size.
 
     Args:
@@ -57,12 +65,15 @@ def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
 
 def _check(features: Tensor, rois: Tensor) -> None:
     if features.dim() != 4 or rois.dim() != 2 or rois.shape[1] != 5:
-        raise ValueError("features must be (B, C, H, W) and rois (R, 5) as (image index, x1, y1, x2, y2), got "
-                         f"{tuple(features.shape)} and {tuple(rois.shape)}")
+        raise ValueError(
+            "features must be (B, C, H, W) and rois (R, 5) as (image index, x1, y1, x2, y2), got "
+            f"{tuple(features.shape)} and {tuple(rois.shape)}"
+        )
 
 
 class Axis(NamedTuple):
     """Where the samples of one axis lie: sample i of bin b is at start + (b + (i + 0.5) / count) * bin_size."""
+
     start: Tensor  # (R,) pixels
     bin_size: Tensor  # (R,) pixels
     count: Tensor  # (R,) int64, samples per bin
@@ -110,6 +121,7 @@ def _parts(work: Tensor, limit: int) -> list[Tensor]:
 
 class Entries(NamedTuple):
     """What the bins of one axis hold, laid end to end: samples, or weighted pixels."""
+
     value: Tensor  # (entries,) pixel or position
     weight: Tensor  # (entries,)
     first: Tensor  # (R, bins) where the entries of a bin begin
@@ -185,8 +197,9 @@ def _average_part(table: Tensor, grid: Grid, size: tuple[int, int], height: int,
     return weighted_rows(table, index, y.weight[row] * x.weight[column], counts.cumsum(0) - counts)
 
 
-def roi_align_argmax(features: Tensor, rois: Tensor, size: tuple[int, int], spatial_scale: float, sampling_ratio: int,
-                     aligned: bool) -> tuple[Tensor, Tensor, Tensor]:
+def roi_align_argmax(
+    features: Tensor, rois: Tensor, size: tuple[int, int], spatial_scale: float, sampling_ratio: int, aligned: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """Max over the samples of each bin and channel: the value, and y and x of its sample, each (R, C, height, width).
 
     Arguments as in `roi_align`. A bin without samples, or whose best sample lies outside the map, gives 0 at (-1, -1).
@@ -229,8 +242,9 @@ def _bag_max(values: Tensor, counts: Tensor, owner: Tensor) -> tuple[Tensor, Ten
     return torch.where(filled, best, 0.0), torch.where(filled, entry, -1)
 
 
-def roi_align_max_backward(grad_output: Tensor, image: Tensor, argmax_y: Tensor, argmax_x: Tensor,
-                           shape: tuple[int, int, int, int]) -> Tensor:
+def roi_align_max_backward(
+    grad_output: Tensor, image: Tensor, argmax_y: Tensor, argmax_x: Tensor, shape: tuple[int, int, int, int]
+) -> Tensor:
     """Gradient of max pooling to features of `shape`, from the positions that `roi_align_argmax` returned."""
     batch, channels, height, width = shape
     inside = (argmax_y >= -1) & (argmax_y <= height) & (argmax_x >= -1) & (argmax_x <= width)
@@ -257,8 +271,7 @@ def roi_pool(features: Tensor, rois: Tensor, output_size: int | tuple[int, int],
     return roi_pool_with_argmax(features, rois, _pair(output_size), spatial_scale)[0]
 
 
-def roi_pool_with_argmax(features: Tensor, rois: Tensor, size: tuple[int, int],
-                         spatial_scale: float) -> tuple[Tensor, Tensor]:
+def roi_pool_with_argmax(features: Tensor, rois: Tensor, size: tuple[int, int], spatial_scale: float) -> tuple[Tensor, Tensor]:
     """The pooled features (R, C, height, width) and the pixel y·W + x that each came from (int64, -1 for none)."""
     batch, channels, height, width = features.shape
     table = features.permute(0, 2, 3, 1).reshape(-1, channels)

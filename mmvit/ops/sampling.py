@@ -4,6 +4,7 @@ A feature map laid out channels-last is a table with one row of channels per pix
 weighted sum of rows, and that sum is what `torch.nn.functional.embedding_bag` computes, with gradients to the table
 and to the weights, without ever storing the gathered rows.
 """
+
 from __future__ import annotations
 
 import torch

@@ -1,4 +1,5 @@
 """A module ``mmcv._ext`` made of the PyTorch kernels, for an mmcv that was installed without compiled ops."""
+
 from __future__ import annotations
 
 import ast
@@ -40,8 +41,12 @@ def install_stand_ins() -> None:
         raise UserError("mmcv is not installed. Install it with: pip install onedl-mmcv")
     late = sorted(name for name in sys.modules if name.startswith(("mmdet.models", "mmseg.models")) and name.count(".") == 1)
     if late:
-        warnings.warn(f"{', '.join(late)} was imported before mmvit.ops.prepare_openmmlab(): its ops that need mmcv.ops will "
-                      "raise when called. Call prepare_openmmlab() first.", RuntimeWarning, stacklevel=2)
+        warnings.warn(
+            f"{', '.join(late)} was imported before mmvit.ops.prepare_openmmlab(): its ops that need mmcv.ops will "
+            "raise when called. Call prepare_openmmlab() first.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     module = _build_module()
     sys.modules["mmcv._ext"] = module
     if "mmcv" in sys.modules:
@@ -77,8 +82,10 @@ def _build_module() -> ModuleType:
 
 def _missing_op(name: str) -> Callable:
     def raise_missing(*args: object, **kwargs: object) -> NoReturn:
-        raise MissingOpError(f"The op {name!r} of mmcv is not compiled in this installation and mmvit has no PyTorch version "
-                             f"of it. Install compiled mmcv with: {install_command()}")
+        raise MissingOpError(
+            f"The op {name!r} of mmcv is not compiled in this installation and mmvit has no PyTorch version "
+            f"of it. Install compiled mmcv with: {install_command()}"
+        )
 
     raise_missing.__name__ = name
     return raise_missing
@@ -101,15 +108,20 @@ def _is_installed(distribution: str) -> bool:
 
 # op of this package -> what implements it elsewhere in mmcv: the functions of mmcv._ext
 _OPS = {
-    "nms": ("nms",), "soft_nms": ("softnms",), "nms_match": ("nms_match",), "bbox_overlaps": ("bbox_overlaps",),
-    "roi_align": ("roi_align_forward", "roi_align_backward"), "roi_pool": ("roi_pool_forward", "roi_pool_backward"),
+    "nms": ("nms",),
+    "soft_nms": ("softnms",),
+    "nms_match": ("nms_match",),
+    "bbox_overlaps": ("bbox_overlaps",),
+    "roi_align": ("roi_align_forward", "roi_align_backward"),
+    "roi_pool": ("roi_pool_forward", "roi_pool_backward"),
     "ms_deform_attn": ("ms_deform_attn_forward", "ms_deform_attn_backward"),
     "deform_conv2d": ("deform_conv_forward", "deform_conv_backward_input", "deform_conv_backward_parameters"),
     "modulated_deform_conv2d": ("modulated_deform_conv_forward", "modulated_deform_conv_backward"),
     "sigmoid_focal_loss": ("sigmoid_focal_loss_forward", "sigmoid_focal_loss_backward"),
     "softmax_focal_loss": ("softmax_focal_loss_forward", "softmax_focal_loss_backward"),
     "carafe": ("carafe_forward", "carafe_backward", "carafe_naive_forward", "carafe_naive_backward"),
-    "masked_conv2d": ("masked_im2col_forward", "masked_col2im_forward"), "psa_mask": ("psamask_forward", "psamask_backward"),
+    "masked_conv2d": ("masked_im2col_forward", "masked_col2im_forward"),
+    "psa_mask": ("psamask_forward", "psamask_backward"),
 }
 
 

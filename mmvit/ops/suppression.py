@@ -4,6 +4,7 @@ Greedy suppression is sequential by definition, yet "kept" is the only solution 
 with a higher score suppresses it. Blocks of boxes are solved by iterating that sentence until nothing changes, which
 takes as many rounds as the longest chain of suppressions, not as many as there are boxes.
 """
+
 from __future__ import annotations
 
 import torch
@@ -53,15 +54,16 @@ def bbox_overlaps(first: Tensor, second: Tensor, mode: str = "iou", aligned: boo
     """
     pair = (slice(None),) if aligned else (slice(None), None)
     left = first[pair]
-    sides = (torch.minimum(left[..., 2:], second[..., 2:]) - torch.maximum(left[..., :2], second[..., :2]) + offset)
+    sides = torch.minimum(left[..., 2:], second[..., 2:]) - torch.maximum(left[..., :2], second[..., :2]) + offset
     sides = sides.clamp(min=0)
     intersection = sides[..., 0] * sides[..., 1]
     area = _areas(first, offset)[pair]
     return intersection / (area if mode == "iof" else area + _areas(second, offset) - intersection)
 
 
-def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int = 0, score_threshold: float = 0.0,
-        max_num: int = -1) -> Tensor:
+def nms(
+    boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int = 0, score_threshold: float = 0.0, max_num: int = -1
+) -> Tensor:
     """Greedy suppression: a box goes when its IoU with a kept box of higher score exceeds `iou_threshold`.
 
     Args:
@@ -128,8 +130,15 @@ def _suppressed(kept: Tensor, others: Tensor, iou_threshold: float, offset: int,
     return torch.cat(masks)
 
 
-def batched_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float, offset: int = 0,
-                score_threshold: float = 0.0, max_num: int = -1) -> Tensor:
+def batched_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+    iou_threshold: float,
+    offset: int = 0,
+    score_threshold: float = 0.0,
+    max_num: int = -1,
+) -> Tensor:
     """`nms` within each label: boxes of different labels (n,) int64 never suppress each other.
 
     The labels' boxes are moved apart in float64, so that far-off coordinates lose no precision.
@@ -164,8 +173,15 @@ def nms_match(boxes: Tensor, scores: Tensor, iou_threshold: float) -> list[Tenso
     return list(order[by_group.indices].split(by_group.values.bincount(minlength=len(kept)).tolist()))
 
 
-def soft_nms(boxes: Tensor, scores: Tensor, iou_threshold: float = 0.3, sigma: float = 0.5, min_score: float = 1e-3,
-             method: str = "linear", offset: int = 0) -> tuple[Tensor, Tensor]:
+def soft_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    iou_threshold: float = 0.3,
+    sigma: float = 0.5,
+    min_score: float = 1e-3,
+    method: str = "linear",
+    offset: int = 0,
+) -> tuple[Tensor, Tensor]:
     """Soft-NMS: the best box in turn lowers the scores of those it overlaps.
 
     Each lowered score is multiplied by 1 - IoU where IoU >= `iou_threshold` (``"linear"``), by 0 there (``"naive"``)
@@ -207,8 +223,9 @@ def soft_nms(boxes: Tensor, scores: Tensor, iou_threshold: float = 0.3, sigma: f
     return torch.cat([boxes[kept], scores[kept, None]], 1), kept
 
 
-def _neighbours(boxes: Tensor, active: Tensor, iou_threshold: float, sigma: float, method: str,
-                offset: int) -> tuple[Tensor, Tensor, Tensor]:
+def _neighbours(
+    boxes: Tensor, active: Tensor, iou_threshold: float, sigma: float, method: str, offset: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Ordered pairs of active boxes that lower each other's score, and the factor."""
     candidates = active.nonzero().squeeze(1)
     pairs: list[tuple[Tensor, Tensor, Tensor]] = []

@@ -1,4 +1,5 @@
 """The index of published checkpoints (`index.json`): addresses, published figures, sources."""
+
 from __future__ import annotations
 
 import json
@@ -70,8 +71,10 @@ def _raw() -> dict[str, Any]:
 def index() -> dict[str, Published]:
     """All published checkpoints by name."""
     raw = _raw()
-    return {name: Published(name=name, **{**entry, "source": raw["sources"].get(entry.get("source"))})
-            for name, entry in raw["models"].items()}
+    return {
+        name: Published(name=name, **{**entry, "source": raw["sources"].get(entry.get("source"))})
+        for name, entry in raw["models"].items()
+    }
 
 
 def backbone_url(name: str) -> str | None:
@@ -85,8 +88,9 @@ def published(name: str) -> Published:
     entries, aliases = index(), _raw()["aliases"]
     entry = entries.get(aliases.get(name, name))
     if entry is None:
-        raise UserError(f"no published weights are called {name!r}.{did_you_mean(name, [*entries, *aliases])} "
-                        f"Known: {', '.join(entries)}")
+        raise UserError(
+            f"no published weights are called {name!r}.{did_you_mean(name, [*entries, *aliases])} Known: {', '.join(entries)}"
+        )
     return entry
 
 

@@ -1,4 +1,5 @@
 """From a name, an address or a path to a local checkpoint file: download once, resume, check."""
+
 from __future__ import annotations
 
 import contextlib
@@ -83,8 +84,10 @@ def _local(word: str) -> Path:
         raise UserError(f"{path} is a folder, not a checkpoint file: name the file in it")
     if os.sep in word or "/" in word or path.suffix in _SUFFIXES:
         raise UserError(f"checkpoint {path} does not exist: check the path")
-    raise UserError(f"{word!r} is neither a file nor the name of published weights.{did_you_mean(word, index())} "
-                    f"Known names: {', '.join(index())}")
+    raise UserError(
+        f"{word!r} is neither a file nor the name of published weights.{did_you_mean(word, index())} "
+        f"Known names: {', '.join(index())}"
+    )
 
 
 def sha256(path: Path) -> str:
@@ -111,8 +114,10 @@ def check_sha256(path: Path) -> str | None:
     recorded = (sidecar.read_text().split() or [""])[0]
     actual = sha256(path)
     if actual != recorded:
-        raise UserError(f"{path} has changed since it was downloaded (SHA-256 is {actual}, recorded was {recorded}): "
-                        f"delete {path} and {sidecar.name}, then run again")
+        raise UserError(
+            f"{path} has changed since it was downloaded (SHA-256 is {actual}, recorded was {recorded}): "
+            f"delete {path} and {sidecar.name}, then run again"
+        )
     return actual
 
 
@@ -135,8 +140,10 @@ def _fetch(url: str, target: Path, progress: bool) -> Path:
                 _download(url, target, report)
     except OSError as error:
         reason = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
-        raise UserError(f"cannot write {target} ({reason}): free space or make the folder writable, or choose another folder "
-                        f"with the environment variable MMVIT_CACHE{_alternative(url)}") from error
+        raise UserError(
+            f"cannot write {target} ({reason}): free space or make the folder writable, or choose another folder "
+            f"with the environment variable MMVIT_CACHE{_alternative(url)}"
+        ) from error
     return target
 
 
@@ -154,6 +161,7 @@ def _checked(url: str, target: Path) -> Path:
 def _lock(target: Path) -> Iterator[None]:
     """Exclusive between processes; released by the system when a process dies."""
     from filelock import FileLock, Timeout
+
     lock = FileLock(str(target) + ".lock")
     try:
         lock.acquire(timeout=0)
@@ -175,8 +183,15 @@ def _progress_bar(name: str, show: bool) -> Iterator[Report]:
         return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-    bar = Progress(TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
-                   TimeRemainingColumn(), console=Console(stderr=True))
+
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
     with bar:
         task = bar.add_task(name, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
@@ -189,8 +204,10 @@ def _alternative(url: str) -> str:
 
 
 def _failure(url: str, target: Path, reason: str) -> UserError:
-    return UserError(f"cannot download {target.name} from {url} ({reason}): check the network (proxies are taken from "
-                     f"https_proxy), or put the file by hand at {target}{_alternative(url)}")
+    return UserError(
+        f"cannot download {target.name} from {url} ({reason}): check the network (proxies are taken from "
+        f"https_proxy), or put the file by hand at {target}{_alternative(url)}"
+    )
 
 
 def _download(url: str, target: Path, report: Report) -> None:
@@ -206,7 +223,7 @@ def _download(url: str, target: Path, report: Report) -> None:
             best = max(best, part.size)
             if failures >= ATTEMPTS:
                 raise _failure(url, target, str(problem)) from problem
-            time.sleep(BACKOFF * 2**(failures - 1))
+            time.sleep(BACKOFF * 2 ** (failures - 1))
     with part.path.open("rb") as file:
         head = file.read(512)
     if not head or _looks_like_html(head):

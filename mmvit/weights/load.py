@@ -1,4 +1,5 @@
 """Reading and writing checkpoint files without running code from them."""
+
 from __future__ import annotations
 
 import contextlib
@@ -36,16 +37,29 @@ def _ignored(*args: Any) -> _Ignored:
 
 # What training frameworks put beside the tensors: log histories (MMEngine), argument lists, NumPy numbers. None of it is
 # needed here, so nothing of it is built: `getattr`, for one, is only ever answered with a blank object.
-_IGNORED_CLASSES = ("mmengine.logging.history_buffer.HistoryBuffer", "argparse.Namespace", "collections.Counter",
-                    "numpy.ndarray", "numpy.dtype", "builtins.slice", *(f"numpy.dtypes.{kind}DType" for kind in (
-                        "Bool", "Int32", "Int64", "UInt8", "UInt32", "UInt64", "Float16", "Float32", "Float64")))
-_IGNORED_FUNCTIONS = ("builtins.getattr", *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core")
-                                            for name in ("_reconstruct", "scalar")), "numpy.random._pickle.__randomstate_ctor")
+_IGNORED_CLASSES = (
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    "argparse.Namespace",
+    "collections.Counter",
+    "numpy.ndarray",
+    "numpy.dtype",
+    "builtins.slice",
+    *(
+        f"numpy.dtypes.{kind}DType"
+        for kind in ("Bool", "Int32", "Int64", "UInt8", "UInt32", "UInt64", "Float16", "Float32", "Float64")
+    ),
+)
+_IGNORED_FUNCTIONS = (
+    "builtins.getattr",
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
+    "numpy.random._pickle.__randomstate_ctor",
+)
 
 
 @contextlib.contextmanager
 def _only_tensors() -> Iterator[None]:
     import torch
+
     safe_globals = getattr(torch.serialization, "safe_globals", None)
     if safe_globals is None:  # PyTorch before 2.5: bare tensors only
         yield
@@ -98,18 +112,22 @@ def _kind(path: Path) -> str:
         return "safetensors"
     if head.startswith((b"PK\x03\x04", b"\x80")):
         return "torch"
-    raise UserError(f"{path} is not a checkpoint (it starts with {head[:8]!r}): expected a PyTorch file or safetensors; if it "
-                    "was downloaded, delete it and get it again")
+    raise UserError(
+        f"{path} is not a checkpoint (it starts with {head[:8]!r}): expected a PyTorch file or safetensors; if it "
+        "was downloaded, delete it and get it again"
+    )
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
     detail = str(error).strip().split("\n")[0][:200]
-    return UserError(f"checkpoint {path} is damaged or not a checkpoint ({detail or type(error).__name__}): delete it and get "
-                     "it again")
+    return UserError(
+        f"checkpoint {path} is damaged or not a checkpoint ({detail or type(error).__name__}): delete it and get it again"
+    )
 
 
 def _read_safetensors(path: Path) -> tuple[StateDict, dict[str, Any]]:
     from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not iterable
@@ -130,6 +148,7 @@ def _read_torch(path: Path) -> Any:
     import pickle
 
     import torch
+
     try:
         with _only_tensors():
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -138,9 +157,11 @@ def _read_torch(path: Path) -> Any:
         if foreign is None:
             raise _damaged(path, error) from error
         name = next(group for group in foreign.groups() if group)
-        raise UserError(f"checkpoint {path} holds more than tensors ({name}) and could run code, so it is refused: get a file "
-                        "of tensors only (where you trust its origin, load it in a place of your own and save "
-                        "`model.state_dict()` with torch.save or safetensors)") from error
+        raise UserError(
+            f"checkpoint {path} holds more than tensors ({name}) and could run code, so it is refused: get a file "
+            "of tensors only (where you trust its origin, load it in a place of your own and save "
+            "`model.state_dict()` with torch.save or safetensors)"
+        ) from error
     except Exception as error:  # bytes from anywhere: the unpickler fails in every way there is
         raise _damaged(path, error) from error
 
@@ -159,13 +180,18 @@ def _unwrap(loaded: Any, path: Path) -> tuple[StateDict, dict[str, Any]]:
 
 def _tensors(state: Mapping[Any, Any], path: Path) -> StateDict:
     import torch
+
     other = [str(key) for key, value in state.items() if not isinstance(value, torch.Tensor)]
     if len(other) == len(state):
-        raise UserError(f"checkpoint {path} holds no weights (its keys: {_listed(map(str, state))}): name a file with the "
-                        "state dict of a model")
+        raise UserError(
+            f"checkpoint {path} holds no weights (its keys: {_listed(map(str, state))}): name a file with the "
+            "state dict of a model"
+        )
     if other:
-        raise UserError(f"checkpoint {path} has entries that are not tensors among its weights: {_listed(other)}; save "
-                        "`model.state_dict()` alone")
+        raise UserError(
+            f"checkpoint {path} has entries that are not tensors among its weights: {_listed(other)}; save "
+            "`model.state_dict()` alone"
+        )
     return {str(key): value.detach() for key, value in state.items()}
 
 
@@ -190,12 +216,13 @@ def _classes(meta: Mapping[str, Any]) -> tuple[str, ...] | None:
 def _strip(state: StateDict, prefix: str) -> StateDict:
     if not all(key.startswith(prefix) for key in state):
         return state
-    return {key[len(prefix):]: value for key, value in state.items()}
+    return {key[len(prefix) :]: value for key, value in state.items()}
 
 
 def save_safetensors(path: str | os.PathLike[str], state_dict: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
     """Write weights and `meta` (values that JSON can hold) to a safetensors file; it appears whole or not at all."""
     from safetensors.torch import save_file
+
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -210,8 +237,14 @@ def save_safetensors(path: str | os.PathLike[str], state_dict: Mapping[str, torc
         temporary.unlink(missing_ok=True)
 
 
-def load_into(model: torch.nn.Module, state_dict: Mapping[str, torch.Tensor], *, allow_missing: Sequence[str] = (),
-              allow_unexpected: Sequence[str] = (), source: str = "the checkpoint") -> None:
+def load_into(
+    model: torch.nn.Module,
+    state_dict: Mapping[str, torch.Tensor],
+    *,
+    allow_missing: Sequence[str] = (),
+    allow_unexpected: Sequence[str] = (),
+    source: str = "the checkpoint",
+) -> None:
     """Copy `state_dict` into `model`; every key has to match, in name and shape.
 
     Args:
@@ -225,20 +258,31 @@ def load_into(model: torch.nn.Module, state_dict: Mapping[str, torch.Tensor], *,
     own = model.state_dict()
     missing = [key for key in own if key not in state_dict and not _matches(key, allow_missing)]
     unexpected = [key for key in state_dict if key not in own and not _matches(key, allow_unexpected)]
-    shapes = {key: (tuple(state_dict[key].shape), tuple(own[key].shape))
-              for key in own if key in state_dict and state_dict[key].shape != own[key].shape}
+    shapes = {
+        key: (tuple(state_dict[key].shape), tuple(own[key].shape))
+        for key in own
+        if key in state_dict and state_dict[key].shape != own[key].shape
+    }
     problems = []
     if missing:
         problems.append(f"{len(missing)} of {len(own)} keys are missing: {_listed(missing)}")
     if unexpected:
         problems.append(f"{len(unexpected)} keys are unexpected: {_listed(unexpected)}")
     if shapes:
-        problems.append(f"{len(shapes)} keys have another shape: " + _listed(
-            f"{key} {theirs} (the model has {ours})" for key, (theirs, ours) in shapes.items()))
+        problems.append(
+            f"{len(shapes)} keys have another shape: "
+            + _listed(f"{key} {theirs} (the model has {ours})" for key, (theirs, ours) in shapes.items())
+        )
     if problems:
         counts = None if missing or unexpected else _class_counts(list(shapes.values()))
-        hint = (f". Only the class count differs: {source} has {counts[0]} classes, the model {counts[1]}; build the model "
-                f"with num_classes={counts[0]}") if counts else ". Is it a checkpoint of another model?"
+        hint = (
+            (
+                f". Only the class count differs: {source} has {counts[0]} classes, the model {counts[1]}; build the model "
+                f"with num_classes={counts[0]}"
+            )
+            if counts
+            else ". Is it a checkpoint of another model?"
+        )
         raise UserError(f"{source} does not fit the model: " + "; ".join(problems) + hint)
     model.load_state_dict({key: value for key, value in state_dict.items() if key in own}, strict=False)
 
