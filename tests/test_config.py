@@ -356,3 +356,11 @@ def test_arguments_import_nothing_heavy():
         "sys.exit(str(heavy) if heavy else 0)"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_no_augment_leaves_the_pictures_as_they_are(data, tmp_path):
+    cfg = assemble(load_config(CONFIGS / "rtdetrv2_r50.py"), data=data, work_dir=tmp_path, no_augment=True, val_interval=7)
+    kinds = [step.type for step in cfg.train_dataloader.dataset.pipeline]
+    assert kinds == ["LoadImage", "LoadAnnotations", "SanitizeBoxes", "Resize", "SanitizeBoxes", "PackDetInputs"]
+    assert not cfg.model.data_preprocessor.multi_scale and "stop_augmentation" not in cfg.default_hooks
+    assert cfg.train_cfg.val_interval == cfg.default_hooks.checkpoint.interval == 7
