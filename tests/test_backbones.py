@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mmvit.backbones import create_backbone, find_backbone, list_backbones
+from mmvit.check_golden import fill_values
 from mmvit.errors import UserError
 
 DEBUG = list_backbones("*_debug")
@@ -70,3 +71,47 @@ def test_depth_grows_from_stem_to_last_stage(name):
     model = create_backbone(name)
     depths = [model.layer_depth(n) for n, _ in model.named_parameters()]
     assert depths == sorted(depths) and depths[0] == 0 and len(set(depths)) == max(depths) + 1
+
+
+def test_hgnetv2_is_that_of_transformers():
+    """The same weights give the same maps in `transformers`' independent implementation (no golden records its outputs)."""
+    from transformers import HGNetV2Backbone, HGNetV2Config
+
+    peer = HGNetV2Backbone(
+        HGNetV2Config(
+            stem_channels=[3, 32, 48],
+            stage_in_channels=[48, 128, 512, 1024],
+            stage_mid_channels=[48, 96, 192, 384],
+            stage_out_channels=[128, 512, 1024, 2048],
+            stage_num_blocks=[1, 1, 3, 1],
+            stage_downsample=[False, True, True, True],
+            stage_light_block=[False, False, True, True],
+            stage_kernel_size=[3, 3, 5, 5],
+            stage_numb_of_layers=[6, 6, 6, 6],
+            depths=[1, 1, 3, 1],
+            hidden_sizes=[128, 512, 1024, 2048],
+            hidden_act="relu",
+            use_learnable_affine_block=False,
+            out_features=["stage2", "stage3", "stage4"],
+        )
+    )
+    weights = {k: torch.from_numpy(fill_values(k, v.shape)).to(v.dtype) for k, v in peer.state_dict().items()}
+    peer.load_state_dict(weights)
+    renamed = {}
+    for key, value in weights.items():
+        for theirs, ours in (
+            ("embedder.", "stem."),
+            ("encoder.", ""),
+            ("aggregation.0", "aggregation_squeeze_conv"),
+            ("aggregation.1", "aggregation_excitation_conv"),
+            (".convolution.", ".conv."),
+            (".normalization.", ".norm."),
+        ):
+            key = key.replace(theirs, ours)
+        renamed[key] = value
+    model = create_backbone("hgnetv2_l")
+    model.load_state_dict(renamed)
+    x = torch.rand(1, 3, 96, 64)
+    with torch.no_grad():
+        for got, want in zip(model.eval()(x), peer.eval()(x).feature_maps, strict=True):
+            torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)

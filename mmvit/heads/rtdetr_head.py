@@ -88,6 +88,9 @@ class ProjectNorm(nn.Module):
         return self.norm(self.proj(x))
 
 
+CACHED_SIZES = 16  # input sizes whose anchors are kept
+
+
 @dataclass
 class DecoderOutput:
     """Predictions: logits (B, Q, C) and normalised centre boxes (B, Q, 4).
@@ -192,7 +195,8 @@ class RTDETRHead(nn.Module):
         key = (*map(tuple, shapes), like.device, dtype)
         if key not in self._anchors:
             anchors, valid = make_anchors(shapes, device=like.device, dtype=dtype)
-            self._anchors.clear()
+            if len(self._anchors) == CACHED_SIZES:
+                self._anchors.clear()
             self._anchors[key] = anchors, valid, bool(valid.all())
         return self._anchors[key]
 

@@ -15,6 +15,9 @@ from mmvit.layers.position import sincos_position_2d
 from mmvit.registry import MODELS
 
 
+CACHED_SIZES = 16  # map sizes whose position embedding is kept
+
+
 class EncoderLayer(nn.Module):
     """Post-norm transformer encoder layer with exact GELU. x, pos (B, T, C) -> (B, T, C)."""
 
@@ -43,7 +46,8 @@ class TransformerEncoder(nn.Module):
         """The position embedding for the map `x`, made once per size."""
         key = (*x.shape[1:], x.device, x.dtype)
         if key not in self._positions:
-            self._positions.clear()
+            if len(self._positions) == CACHED_SIZES:
+                self._positions.clear()
             self._positions[key] = sincos_position_2d(x.shape[2], x.shape[3], x.shape[1], device=x.device, dtype=x.dtype)
         return self._positions[key]
 

@@ -1,0 +1,57 @@
+"""Training raises the score: a few pictures in seconds, the quickstart's recipe in full (slow)."""
+
+import json
+
+import pytest
+import torch
+from engine_tools import CONFIGS, train
+
+from mmvit.data import ensure_shapes
+from mmvit.engine import assemble, load_config
+from mmvit.engine import test as evaluate
+
+
+def scores(work_dir):
+    """Box AP at each validation of a run."""
+    records = [json.loads(line) for line in (work_dir / "scalars.json").read_text().splitlines()]
+    return [r["coco/bbox_mAP"] for r in records if r.get("coco/bbox_mAP") is not None]
+
+
+@pytest.mark.parametrize("arch", ["debug", "v2_debug"])
+def test_a_small_network_learns_a_few_pictures(tmp_path, arch):
+    data = ensure_shapes(tmp_path / "shapes", train=16, val=2, size=96, seed=3)
+    json_file = data / "annotations" / "instances_train.json"
+    cfg = load_config(CONFIGS / "rtdetr_shapes.py")
+    cfg.model.arch = arch
+    cfg.model.head = dict(hidden_dim=64, num_heads=4, feedforward=128, num_layers=2, num_queries=20, num_denoising=16)
+    cfg.model.neck = dict(hidden_dim=64, feedforward=128, num_heads=4)
+    cfg.model.backbone = "presnet_shapes"
+    cfg = assemble(
+        cfg,
+        data=json_file,
+        work_dir=tmp_path / "run",
+        size=96,
+        batch_size=8,
+        workers=0,
+        epochs=120,
+        val_interval=20,
+        no_augment=True,
+        lr=2e-3,
+        seed=1,
+        device="cpu",
+    )
+    train(cfg)
+    found = scores(tmp_path / "run")
+    assert found[0] < 0.1 and found[-1] > 0.5, found
+    assert evaluate(cfg, tmp_path / "run" / "best.pth")["scores"]["coco/bbox_mAP"] == pytest.approx(max(found), abs=1e-6)
+
+
+@pytest.mark.slow
+def test_the_quickstart_recipe_reaches_its_score(tmp_path):
+    data = ensure_shapes(tmp_path / "shapes", train=800, val=200, size=160)
+    cfg = assemble(load_config(CONFIGS / "rtdetr_shapes.py"), data=data, work_dir=tmp_path / "run", seed=0, device="cpu")
+    torch.set_num_threads(2)
+    from mmvit.engine import Runner
+
+    Runner.from_cfg(cfg).train()
+    assert scores(tmp_path / "run")[-1] >= 0.5
