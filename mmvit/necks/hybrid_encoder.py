@@ -14,7 +14,6 @@ from mmvit.layers.conv import ConvNorm, RepVGGBlock, conv_from
 from mmvit.layers.position import sincos_position_2d
 from mmvit.registry import MODELS
 
-
 CACHED_SIZES = 16  # map sizes whose position embedding is kept
 
 
