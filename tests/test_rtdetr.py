@@ -163,6 +163,15 @@ def test_fewer_decoder_layers_at_inference():
         model.set_eval_layers(4)
 
 
+def test_training_goes_on_after_inference_mode():
+    model = filled(debug())
+    data = batch(1, size=416)  # large enough for proposals at the border that are not valid
+    with torch.inference_mode():
+        model.eval()(model.data_preprocessor(copy.deepcopy(data))["inputs"])
+    sum(losses_of(model.train(), data).values()).backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
 def test_images_of_a_batch_do_not_influence_each_other():
     model = filled(debug()).eval()
     x = torch.rand(2, 3, 64, 64)
