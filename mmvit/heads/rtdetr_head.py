@@ -194,8 +194,7 @@ class RTDETRHead(nn.Module):
         dtype = torch.promote_types(like.dtype, torch.float32)  # boxes are never half precision
         key = (*map(tuple, shapes), like.device, dtype)
         if key not in self._anchors:
-            with torch.inference_mode(False):  # training may use them later
-                anchors, valid = make_anchors(shapes, device=like.device, dtype=dtype)
+            anchors, valid = make_anchors(shapes, device=like.device, dtype=dtype)
             if len(self._anchors) == CACHED_SIZES:
                 self._anchors.clear()
             self._anchors[key] = anchors, valid, bool(valid.all())

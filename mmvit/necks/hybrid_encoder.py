@@ -47,8 +47,7 @@ class TransformerEncoder(nn.Module):
         if key not in self._positions:
             if len(self._positions) == CACHED_SIZES:
                 self._positions.clear()
-            with torch.inference_mode(False):  # training may use it later
-                self._positions[key] = sincos_position_2d(x.shape[2], x.shape[3], x.shape[1], device=x.device, dtype=x.dtype)
+            self._positions[key] = sincos_position_2d(x.shape[2], x.shape[3], x.shape[1], device=x.device, dtype=x.dtype)
         return self._positions[key]
 
     def forward(self, x: Tensor) -> Tensor:
