@@ -8,16 +8,6 @@ Expected: box AP 48.9 (AP50 66.8), 72 epochs, PyTorch table of the official repo
 Cost: 4 GPUs with 4 images each; 31 M parameters, 92 GFLOPs at 640 x 640.
 """
 
-_base_ = "_base_/rtdetr.py"
+_base_ = "./rtdetr_r18.py"
 
 model = dict(arch="r34vd")
-optim_wrapper = dict(
-    paramwise_cfg=dict(
-        rules=[
-            dict(pattern=r"^backbone\..*norm", lr=1e-5, weight_decay=0.0, optional=True),
-            dict(pattern=r"^backbone\.", lr=1e-5),
-            dict(pattern=r"^(neck\.input_proj\.\d+|head\.enc_output)\.norm\.weight$"),
-            dict(pattern=r"^(neck|head)\..*(norm|bias)", weight_decay=0.0),
-        ]
-    )
-)

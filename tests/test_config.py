@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -364,3 +365,12 @@ def test_no_augment_leaves_the_pictures_as_they_are(data, tmp_path):
     assert kinds == ["LoadImage", "LoadAnnotations", "SanitizeBoxes", "Resize", "SanitizeBoxes", "PackDetInputs"]
     assert not cfg.model.data_preprocessor.multi_scale and "stop_augmentation" not in cfg.default_hooks
     assert cfg.train_cfg.val_interval == cfg.default_hooks.checkpoint.interval == 7
+
+
+def test_a_batch_larger_than_the_data_becomes_the_data(data, tmp_path, capsys):
+    cfg = load_config(CONFIGS / "rtdetr_r18.py")
+    cfg.train_dataloader.batch_size, cfg.train_dataloader.num_workers = 20, 500
+    cfg = assemble(cfg, data=data, work_dir=tmp_path)
+    assert cfg.train_dataloader.batch_size == 14
+    assert "batch size 20 of the recipe becomes 14" in capsys.readouterr().out
+    assert cfg.train_dataloader.num_workers <= os.cpu_count()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from mmengine.config import Config
 
 from mmvit.engine.arguments import accepted_arguments
 from mmvit.engine.config import apply_options, check_config
+from mmvit.engine.log import say
 from mmvit.errors import UserError, did_you_mean
 from mmvit.registry import TRANSFORMS
 
@@ -79,12 +81,13 @@ def assemble(
         _set_size(cfg, size)
     if lr is not None:
         _set_lr(cfg, lr)
-    if workers is not None:
-        _set_workers(cfg, workers)
+    _set_workers(cfg, workers)
     if backbone is not None:
         _set_backbone(cfg, backbone)
     apply_options(cfg, options)
     _set_data(cfg, data, training)
+    if training and batch_size is None:
+        _shrink_batch(cfg)
     _set_precision(cfg, amp, device)
     if not auto_scale_lr and cfg.get("auto_scale_lr"):
         cfg.auto_scale_lr.enable = False
@@ -187,13 +190,26 @@ def _set_lr(cfg: Config, lr: float) -> None:
             rule.lr = rule.lr * ratio
 
 
-def _set_workers(cfg: Config, workers: int) -> None:
-    if workers < 0:
+def _set_workers(cfg: Config, workers: int | None) -> None:
+    """`workers` processes for each loader; None: the recipe's number, but no more than there are cores."""
+    if workers is not None and workers < 0:
         raise UserError(f"--workers {workers}: it must be 0 or more.")
     for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
         if cfg.get(loader):
-            cfg[loader].num_workers = workers
-            cfg[loader].persistent_workers = workers > 0 and cfg[loader].get("persistent_workers", False)
+            count = min(cfg[loader].get("num_workers", 0), os.cpu_count() or 1) if workers is None else workers
+            cfg[loader].num_workers = count
+            cfg[loader].persistent_workers = count > 0 and cfg[loader].get("persistent_workers", False)
+
+
+def _shrink_batch(cfg: Config) -> None:
+    """A recipe's batch that is larger than the whole training set becomes the training set."""
+    from mmvit.data import read_coco
+
+    loader = cfg.train_dataloader
+    images = len(read_coco(loader.dataset.ann_file).image_ids)
+    if loader.get("drop_last") and 0 < images < loader.batch_size:
+        say(f"batch size {loader.batch_size} of the recipe becomes {images}: there are {images} training images")
+        loader.batch_size = images
 
 
 def _set_backbone(cfg: Config, backbone: str) -> None:
