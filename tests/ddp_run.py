@@ -16,6 +16,7 @@ from mmengine.hooks import Hook
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmvit.engine import Interrupted, Runner
+from mmvit.engine.run import leave_group
 from mmvit.engine.runner import DEFAULT_HOOKS
 
 DISTRIBUTED = "RANK" in os.environ
@@ -128,11 +129,11 @@ def main() -> None:
         runner.train()
     except Interrupted as stop:
         print(f"rank {RANK} stopped after iteration {runner.iter} with status {stop.code}", flush=True)
-    torch.distributed.barrier()
+    torch.distributed.barrier()  # the first process has written the checkpoint
     resumed = Runner.from_cfg(dict(cfg, resume=True))
     resumed.train()
     print(f"rank {RANK} resumed to {resumed.iter} of {resumed.max_iters}", flush=True)
-    torch.distributed.destroy_process_group()
+    leave_group()
 
 
 if __name__ == "__main__":

@@ -53,6 +53,9 @@ def test_imports_go_down():
         room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
         if room == "__init__":
             continue
-        wrong += [f"{path.relative_to(PACKAGE)} imports {other}" for other in imported_rooms(path)
-                  if other != room and FLOOR[other] >= FLOOR[room]]
+        wrong += [
+            f"{path.relative_to(PACKAGE)} imports {other}"
+            for other in imported_rooms(path)
+            if other != room and FLOOR[other] >= FLOOR[room]
+        ]
     assert not wrong, wrong

@@ -94,7 +94,7 @@ def run_train(args: argparse.Namespace) -> int:
     """Train a model by a config on COCO, on the synthetic shapes or on data of your own."""
     from mmvit.engine.hooks import Interrupted
     from mmvit.engine.log import say, shown
-    from mmvit.engine.run import replay_file, train
+    from mmvit.engine.run import leave_group, replay_file, train
 
     changes = _changes(
         args,
@@ -113,20 +113,23 @@ def run_train(args: argparse.Namespace) -> int:
     )
     if args.replay:
         return replay_file(args.config, args.replay, **changes)
+    status = 0
     try:
         train(args.config, **changes)
     except Interrupted as stop:
+        status = int(stop.code)
         say(
             f"stopped on signal {stop.signum}; state saved to {shown(stop.checkpoint)}.\n"
             "The same command with --resume goes on from there."
         )
-        return int(stop.code)
-    return 0
+    leave_group()
+    return status
 
 
 def run_test(args: argparse.Namespace) -> int:
     """Evaluate a checkpoint: COCO box AP."""
-    from mmvit.engine.run import test
+    from mmvit.engine.run import leave_group, test
 
     test(args.config, args.checkpoint, out=args.out, eval_layers=args.eval_layers, deploy=args.deploy, **_changes(args))
+    leave_group()
     return 0

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from mmengine.config import Config
 from torch import nn
 
@@ -26,6 +27,13 @@ def train(config: str | Path | Config, **changes: Any) -> nn.Module:
     """
     cfg = assemble(config if isinstance(config, Config) else load_config(config), **changes)
     return Runner.from_cfg(cfg).train()
+
+
+def leave_group() -> None:
+    """Wait until all processes of a distributed run are done, then close their connections, so that each ends cleanly."""
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 def test(
