@@ -1,6 +1,7 @@
 """Child registries of MMEngine's with scope ``mmvit``.
 
-The modules that fill a registry (`locations`) are imported on its first look-up, so that ``import mmvit`` stays fast.
+The modules that fill a registry (`locations`) are imported on its first look-up, so that ``import mmvit`` stays fast. Where
+mmcv has no compiled operators, those of `mmvit.ops` stand in from here on: mmdet's and mmseg's parts can be built by name.
 """
 
 from mmengine.registry import DATA_SAMPLERS as _DATA_SAMPLERS
@@ -18,6 +19,10 @@ from mmengine.registry import RUNNERS as _RUNNERS
 from mmengine.registry import TRANSFORMS as _TRANSFORMS
 from mmengine.registry import VISUALIZERS as _VISUALIZERS
 from mmengine.registry import Registry
+
+from mmvit.ops import prepare_openmmlab
+
+prepare_openmmlab()  # before anything that a registry imports can import mmcv.ops, mmdet or mmseg
 
 
 def _child(name: str, parent: Registry, *locations: str) -> Registry:

@@ -7,8 +7,9 @@ PACKAGE = Path(__file__).parents[1] / "mmvit"
 #: from the bottom; a room may import what stands before it, and itself
 FLOORS = [
     {"errors"},
+    {"ops"},
     {"registry"},
-    {"ops", "losses", "weights"},
+    {"losses", "weights"},
     {"matching"},
     {"data"},
     {"layers", "evaluation"},

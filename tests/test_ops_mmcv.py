@@ -329,3 +329,18 @@ def test_native_kernels_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "find", lambda op, device: None)
     for op, (function, *arguments) in calls.items():
         torch.testing.assert_close(results[op], function(*arguments), atol=1e-4, rtol=1e-4)
+
+
+def test_registries_bring_the_stand_ins_silently():
+    result = run(
+        "from mmvit.registry import MODELS\n"
+        "import mmdet.models\n"
+        "from mmcv.ops import nms\n"
+        "import torch\n"
+        "boxes, kept = nms(torch.tensor([[0.0, 0, 9, 9], [0, 0, 9, 8]]), torch.tensor([0.1, 0.9]), 0.5)\n"
+        "assert kept.tolist() == [1]\n"
+        "neck = MODELS.build(dict(type='mmdet.FPN', in_channels=[4, 8], out_channels=4, num_outs=2))\n"
+        "assert type(neck).__name__ == 'FPN'\n"
+    )
+    assert result.returncode == 0, result.stderr
+    assert (result.stdout, result.stderr) == ("", "")
