@@ -164,7 +164,7 @@ class RTDETRHead(nn.Module):
         self.dec_score_head = nn.ModuleList(nn.Linear(hidden_dim, num_classes) for _ in range(num_layers))
         self.dec_bbox_head = nn.ModuleList(MLP(hidden_dim, hidden_dim, 4, 3) for _ in range(num_layers))
         self.set_eval_layers(eval_idx % num_layers + 1)
-        self._anchors: dict[tuple, tuple[Tensor, Tensor, bool]] = {}
+        self._anchors: dict[tuple, tuple[Tensor, Tensor]] = {}
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -189,15 +189,14 @@ class RTDETRHead(nn.Module):
             raise UserError(f"This decoder has {len(self.layers)} layers; evaluating with {count} is not possible.")
         self.eval_layers = count
 
-    def anchors(self, shapes: Sequence[tuple[int, int]], like: Tensor) -> tuple[Tensor, Tensor, bool]:
-        """`make_anchors`, made once per input size, and whether all are valid."""
+    def anchors(self, shapes: Sequence[tuple[int, int]], like: Tensor) -> tuple[Tensor, Tensor]:
+        """`make_anchors`, made once per input size."""
         dtype = torch.promote_types(like.dtype, torch.float32)  # boxes are never half precision
         key = (*map(tuple, shapes), like.device, dtype)
         if key not in self._anchors:
-            anchors, valid = make_anchors(shapes, device=like.device, dtype=dtype)
             if len(self._anchors) == CACHED_SIZES:
                 self._anchors.clear()
-            self._anchors[key] = anchors, valid, bool(valid.all())
+            self._anchors[key] = make_anchors(shapes, device=like.device, dtype=dtype)
         return self._anchors[key]
 
     def flatten(self, features: Sequence[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
@@ -207,8 +206,8 @@ class RTDETRHead(nn.Module):
 
     def select(self, memory: Tensor, shapes: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor, Prediction, Tensor]:
         """The best tokens -> content (B, Q, C), box logits (B, Q, 4), proposals, token indices (B, Q)."""
-        anchors, valid, all_valid = self.anchors(shapes, memory)
-        tokens = self.enc_output(memory if all_valid else memory * valid.to(memory.dtype))
+        anchors, valid = self.anchors(shapes, memory)
+        tokens = self.enc_output(memory * valid.to(memory.dtype))
         logits = self.enc_score_head(tokens)
         count = min(self.num_queries, tokens.shape[1])
         if self.query_select == "one2many":
