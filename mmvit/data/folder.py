@@ -12,10 +12,9 @@ from mmvit.errors import UserError
 
 EXPECTED = """Expected one of
   annotations/instances_train2017.json, annotations/instances_val2017.json, train2017/, val2017/   (COCO)
-  train/_annotations.coco.json, valid/_annotations.coco.json, pictures beside them                 (Roboflow) train.json,
-  val.json, images/                                                                    (names that hold 'train' and 'val')
-  one json for both training and validation, pictures in images/ or beside it
-  """
+  train/_annotations.coco.json, valid/_annotations.coco.json, pictures beside them                 (Roboflow)
+  train.json, val.json, images/                                          (names that hold 'train' and 'val')
+  one json for both training and validation, pictures in images/ or beside it"""
 
 _SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "minival"), "test": ("test", "testing")}
 _MANY = 50  # a folder with more json files holds one for each picture, of some other format
