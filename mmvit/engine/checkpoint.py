@@ -71,14 +71,6 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-def _safe_globals() -> list:
-    try:
-        from mmengine.runner.checkpoint import get_torch_safe_globals  # present in the maintained distribution
-    except ImportError:
-        return []
-    return get_torch_safe_globals()
-
-
 def read_checkpoint(path: str | Path) -> dict:
     """The checkpoint at `path`, on the CPU, loaded with ``weights_only=True``.
 
@@ -88,8 +80,7 @@ def read_checkpoint(path: str | Path) -> dict:
     if not path.is_file():
         raise UserError(f"There is no checkpoint at {path}. Give the path of a .pth file that exists.")
     try:
-        with torch.serialization.safe_globals(_safe_globals()):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
         reason = str(error).strip().splitlines()
         raise UserError(

@@ -60,12 +60,8 @@ _IGNORED_FUNCTIONS = (
 def _only_tensors() -> Iterator[None]:
     import torch
 
-    safe_globals = getattr(torch.serialization, "safe_globals", None)
-    if safe_globals is None:  # PyTorch before 2.5: bare tensors only
-        yield
-        return
     allowed = [(_Ignored, name) for name in _IGNORED_CLASSES] + [(_ignored, name) for name in _IGNORED_FUNCTIONS]
-    with safe_globals(allowed):
+    with torch.serialization.safe_globals(allowed):
         yield
 
 
