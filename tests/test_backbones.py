@@ -115,3 +115,31 @@ def test_hgnetv2_is_that_of_transformers():
     with torch.no_grad():
         for got, want in zip(model.eval()(x), peer.eval()(x).feature_maps, strict=True):
             torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
+
+
+def test_pretrained_weights_of_a_file(tmp_path):
+    source = create_backbone("hgnetv2_debug")
+    official = {k.replace(".norm.", ".bn.").replace("2a.conv.", "2a.conv.1."): v for k, v in source.state_dict().items()}
+    torch.save({**official, "fc.weight": torch.zeros(3, 3)}, tmp_path / "weights.pth")
+    model = create_backbone("hgnetv2_debug", pretrained=str(tmp_path / "weights.pth"))
+    assert all(torch.equal(v, source.state_dict()[k]) for k, v in model.state_dict().items())
+    with pytest.raises(UserError, match="do not fit PResNet.*same variant"):
+        create_backbone("presnet_debug", pretrained=str(tmp_path / "weights.pth"))
+
+
+def test_training_without_the_pretrained_weights_says_so(tmp_path, monkeypatch):
+    """A recipe's own weights that cannot be had give a warning; a file that the user named gives an error."""
+    from mmvit.architectures import create_model
+
+    monkeypatch.setenv("MMVIT_CACHE", str(tmp_path))
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens
+    messages = []
+    monkeypatch.setattr("mmvit.architectures.rtdetr.print_log", lambda text, *where: messages.append(text))
+    model = create_model("rtdetr_debug", backbone="presnet_18vd", backbone_pretrained=True)
+    before = model.backbone.conv1.conv1_1.conv.weight.clone()
+    model.init_weights()
+    assert torch.equal(before, model.backbone.conv1.conv1_1.conv.weight)
+    assert len(messages) == 1 and "RANDOM weights" in messages[0] and "put the file by hand" in messages[0]
+    with pytest.raises(UserError, match="none.pth does not exist"):
+        create_model("rtdetr_debug", backbone_pretrained=str(tmp_path / "none.pth")).init_weights()
