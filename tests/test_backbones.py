@@ -1,5 +1,7 @@
 """The promises that every backbone makes."""
 
+import urllib.request
+
 import pytest
 import torch
 
@@ -132,6 +134,7 @@ def test_training_without_the_pretrained_weights_says_so(tmp_path, monkeypatch):
     from mmvit.architectures import create_model
 
     monkeypatch.setenv("MMVIT_CACHE", str(tmp_path))
+    monkeypatch.setattr(urllib.request, "_opener", None)  # urllib keeps the proxies it saw first
     for name in ("http_proxy", "https_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens
     messages = []
