@@ -4,7 +4,7 @@ python tools/train.py configs/rtdetr_shapes.py
 python tools/test.py configs/rtdetr_shapes.py work_dirs/rtdetr_shapes/best.pth
 
 Expected: box AP at least 0.50 on the 200 validation pictures, measured at the end of the command.
-Cost: about 6 minutes on 2 CPU cores.
+Cost: about 7 minutes on 2 CPU cores.
 """
 
 _base_ = ["_base_/runtime.py", "_base_/coco_detection.py"]

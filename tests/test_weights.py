@@ -498,3 +498,12 @@ def test_load_into_names_both_class_counts() -> None:
         load_into(net(3), net(80).state_dict(), source="x.pth")
     with pytest.raises(UserError, match="checkpoint of another model"):
         load_into(nn.Linear(4, 3), nn.Linear(5, 7).state_dict(), source="x.pth")
+
+
+def test_counters_of_batch_norms_may_be_absent_or_left_over() -> None:
+    model = torch.nn.Sequential(torch.nn.BatchNorm2d(3))
+    state = {key: value + 1 for key, value in model.state_dict().items() if not key.endswith("num_batches_tracked")}
+    load_into(model, {**state, "1.num_batches_tracked": torch.tensor(7)})
+    assert bool((model[0].running_var == 2).all()) and int(model[0].num_batches_tracked) == 0
+    with pytest.raises(UserError, match=r"1 of 5 keys are missing: 0\.bias"):
+        load_into(model, {key: value for key, value in state.items() if key != "0.bias"})

@@ -68,6 +68,5 @@ def load_weights(model: nn.Module, path: str | Path) -> dict[str, Any]:
         UserError: an unreadable file, or keys, shapes or a class count that do not fit, naming both sides.
     """
     state, meta = load_checkpoint(path)
-    counters = ("*.num_batches_tracked",)  # of no use in evaluation; not every converter kept them
-    load_into(model, model.convert(state), allow_missing=counters, allow_unexpected=counters, source=str(path))
+    load_into(model, model.convert(state), source=str(path))
     return meta

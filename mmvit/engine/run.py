@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -57,7 +56,7 @@ def test(
         config, checkpoint, its SHA-256, data set, images, parameters, input size and ``scores``.
     """
     from mmvit.architectures import load_weights
-    from mmvit.weights import resolve
+    from mmvit.weights import resolve, sha256
 
     cfg = assemble(config if isinstance(config, Config) else load_config(config), training=False, **changes)
     path = Path(checkpoint) if Path(checkpoint).is_file() else Path(resolve(str(checkpoint)))
@@ -87,7 +86,7 @@ def test(
     report = dict(
         config=Path(cfg.filename).stem if cfg.filename else None,
         checkpoint=str(path),
-        sha256=_sha256(path),
+        sha256=sha256(path),
         data=cfg.test_dataloader.dataset.ann_file,
         images=len(runner.test_dataloader.dataset),
         parameters=sum(p.numel() for p in runner.bare_model.parameters()),
@@ -100,14 +99,6 @@ def test(
         atomic_text(json.dumps(report, indent=2) + "\n", target)
     say(f"{score_text(scores)} (measured on {report['images']} images of {report['data']})\nwritten to {shown(target)}")
     return report
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def replay_file(config: str | Path | Config, path: str | Path, **changes: Any) -> int:

@@ -19,7 +19,7 @@ from mmvit.data import COCO_CATEGORY_IDS, COCO_CLASSES, DataSample, PackDetInput
 from mmvit.data.images import ImageLike, read_image
 from mmvit.errors import UserError, did_you_mean
 from mmvit.inference.trained import build_model, recorded_config, recorded_resize
-from mmvit.weights import load_checkpoint, resolve
+from mmvit.weights import load_checkpoint, load_into, resolve
 from mmvit.weights.catalogue import is_published, published
 
 
@@ -232,7 +232,7 @@ def _load(
         name = model or "rtdetr_r50"
     architecture = _architecture(name, checkpoint is None) if name is not None else None
     path = resolve(name if checkpoint is None else checkpoint)
-    meta = load_checkpoint(path)[1]
+    state, meta = load_checkpoint(path)
     recorded = recorded_config(meta)
     names = classes or meta.get("classes")
     count = len(names) if names else None
@@ -244,7 +244,8 @@ def _load(
             raise UserError(f"checkpoint {path} does not say what model it is of: give its --model or --config as well")
         network = build_model(settings["model"], count, str(config or path), trusted=config is not None)
         recorded = recorded or settings
-    return network, load_weights(network, path), recorded_resize(recorded)
+    load_into(network, network.convert(state), source=str(path))
+    return network, meta, recorded_resize(recorded)
 
 
 def _architecture(name: str, published_weights: bool) -> str:

@@ -1,7 +1,7 @@
 """Published checkpoints: an index of them, download with checks, and safe loading."""
 
 from mmvit.weights.catalogue import Published, index, published
-from mmvit.weights.download import cache_dir, check_sha256, resolve
+from mmvit.weights.download import cache_dir, check_sha256, resolve, sha256
 from mmvit.weights.load import load_checkpoint, load_into, save_safetensors
 
 __all__ = [
@@ -14,4 +14,5 @@ __all__ = [
     "published",
     "resolve",
     "save_safetensors",
+    "sha256",
 ]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     StateDict = dict[str, torch.Tensor]
 
 _SHOWN = 3  # keys named in an error
+_COUNTERS = "*.num_batches_tracked"
 
 
 class _Ignored:
@@ -243,6 +244,8 @@ def load_into(
 ) -> None:
     """Copy `state_dict` into `model`; every key has to match, in name and shape.
 
+    Batch norms' counters (``num_batches_tracked``) may be absent or left over: not every converter of weights kept them.
+
     Args:
         allow_missing: shell patterns (``decoder.denoising_class_embed.*``) of model keys that may keep their values.
         allow_unexpected: shell patterns of checkpoint keys that may be ignored.
@@ -252,8 +255,8 @@ def load_into(
         UserError: names the keys at fault; the model is then unchanged.
     """
     own = model.state_dict()
-    missing = [key for key in own if key not in state_dict and not _matches(key, allow_missing)]
-    unexpected = [key for key in state_dict if key not in own and not _matches(key, allow_unexpected)]
+    missing = [key for key in own if key not in state_dict and not _matches(key, (*allow_missing, _COUNTERS))]
+    unexpected = [key for key in state_dict if key not in own and not _matches(key, (*allow_unexpected, _COUNTERS))]
     shapes = {
         key: (tuple(state_dict[key].shape), tuple(own[key].shape))
         for key in own
