@@ -117,7 +117,7 @@ class RTDETR(BaseModel):
         self.arch, self.num_classes, self.top = arch, num_classes, top
         self.eval_size: tuple[int, int] = settings["eval_size"]
         self.backbone_name, self.backbone_pretrained = backbone["name"], backbone_pretrained
-        self.backbone = create_backbone(**backbone)
+        self.backbone = create_backbone(**{"out_strides": (8, 16, 32), **backbone})
         channels = [c for c, _ in self.backbone.feature_info]
         neck = {"type": "HybridEncoder", **settings["neck"], **(neck or {})}
         self.neck = MODELS.build(dict(neck, in_channels=channels))

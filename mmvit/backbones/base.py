@@ -26,6 +26,10 @@ class Backbone(nn.Module):
 
     family: ClassVar[str]
     variants: ClassVar[dict[str, dict[str, Any]]]
+    #: Strides of all stages, by which `create_backbone` finds the stages that a head asks for.
+    strides: ClassVar[tuple[int, ...]] = (4, 8, 16, 32)
+    #: Depth of the last block, see `layer_depth`; set by the constructor.
+    num_layers: int
 
     def __init__(self, out_indices: Sequence[int], with_cp: bool = False):
         super().__init__()
@@ -55,7 +59,11 @@ class Backbone(nn.Module):
         return stage(x)
 
     def layer_depth(self, name: str) -> int:
-        """The depth of parameter `name` (0 = stem) for layer-wise learning-rate decay."""
+        """The depth of parameter `name` for layer-wise learning-rate decay.
+
+        0 is the stem, `num_layers` the last block, and ``num_layers + 1`` what follows it (norms of the outputs), which learns
+        at the full rate, as heads do.
+        """
         raise NotImplementedError
 
     def no_weight_decay(self) -> set[str]:
@@ -99,13 +107,19 @@ def find_backbone(name: str) -> tuple[type[Backbone], str]:
 
 
 def create_backbone(
-    name: str, *, out_indices: Sequence[int] | None = None, pretrained: bool | str = False, **settings
+    name: str,
+    *,
+    out_indices: Sequence[int] | None = None,
+    out_strides: Sequence[int] | None = None,
+    pretrained: bool | str = False,
+    **settings,
 ) -> Backbone:
     """Build a backbone by name.
 
     Args:
         name: ``<family>_<variant>``, see `list_backbones`.
         out_indices: the stages to return, coarse last; the family's default if None.
+        out_strides: the stages to return by their strides, in place of `out_indices`.
         pretrained: True loads the published weights (downloaded once), a string a file with official names.
         settings: override the variant's constructor arguments.
 
@@ -113,6 +127,13 @@ def create_backbone(
         UserError: an unknown name, variant or stage, or weights that do not fit.
     """
     cls, arch = find_backbone(name)
+    if out_strides is not None and out_indices is None:
+        absent = [stride for stride in out_strides if stride not in cls.strides]
+        if absent:
+            raise UserError(
+                f"Backbone {name!r} has no stage of stride {', '.join(map(str, absent))}; its strides are {cls.strides}."
+            )
+        out_indices = [cls.strides.index(stride) for stride in out_strides]
     if out_indices is not None:
         settings["out_indices"] = out_indices
     backbone = cls(arch=arch, **settings)

@@ -154,7 +154,8 @@ class HGNetv2(Backbone):
             Stage(inputs[i], *stage, downsample=i > 0, light=i > 1, frozen_norm=s["freeze_norm"])
             for i, stage in enumerate(s["stages"])
         )
-        self._set_features(inputs[1:], (4, 8, 16, 32))
+        self._set_features(inputs[1:], self.strides)
+        self.num_layers = sum(len(stage.blocks) for stage in self.stages)
         if s["frozen_stages"] >= 0:
             freeze(self.stem, *self.stages[: s["frozen_stages"]])
 

@@ -144,7 +144,8 @@ class PResNet(Backbone):
             Stage(kind, c3 if i == 0 else channels[i - 1], s["widths"][i], s["depths"][i], 1 if i == 0 else 2, frozen)
             for i in range(4)
         )
-        self._set_features(channels, (4, 8, 16, 32))
+        self._set_features(channels, self.strides)
+        self.num_layers = sum(s["depths"])
         if s["frozen_stages"] >= 0:
             freeze(self.conv1, *self.res_layers[: s["frozen_stages"]])
 
