@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from mmvit.backbones import find_backbone, list_backbones
 from mmvit.errors import UserError, did_you_mean
 from mmvit.weights import load_checkpoint, load_into
 
+from .base import Architecture
 from .rtdetr import RTDETR, VARIANTS
+from .segmenter import Segmenter
 
 _SHORT = {
     "r18": "r18vd",
@@ -22,6 +26,8 @@ _SHORT = {
     "shapes": "shapes",
     "debug": "debug",
 }
+#: The small VWFormer whose weights are part of the package, trained on the synthetic shapes.
+SHAPES_SEGMENTER: dict[str, Any] = dict(backbone="mit_debug", num_classes=12)
 _HGNET = {name: name for name in VARIANTS if name.startswith("hgnet")}
 
 
@@ -42,23 +48,72 @@ def _models() -> dict[str, str]:
     return table
 
 
+#: Semantic methods, and the classes of the data sets that a name may end in.
+SEMANTIC = ("upernet", "segformer", "vwformer")
+DATASETS = {"ade20k": 150, "cityscapes": 19}
+_SIZES = {"t": "tiny", "s": "small", "b": "base", "l": "large", "xl": "xlarge"}  # the papers' short forms
+
+
+def _backbone(name: str) -> str:
+    """The backbone's full name: ``swin_t`` -> ``swin_tiny``."""
+    family, _, size = name.rpartition("_")
+    long = f"{family}_{_SIZES[size]}" if size in _SIZES else name
+    names = list_backbones()
+    if long in names:
+        return long
+    find_backbone(name)
+    plain = name.replace("_", "").lower()
+    return next(known for known in names if known.replace("_", "").lower() == plain)
+
+
+def _semantic(name: str) -> dict[str, Any] | None:
+    """Settings of `Segmenter` for ``<method>_<backbone>[_<data set>]``; None for a name of another form."""
+    if name == "vwformer_shapes":
+        return dict(arch="vwformer", **SHAPES_SEGMENTER)
+    match = re.fullmatch(rf"({'|'.join(SEMANTIC)})_(\w+?)(?:_({'|'.join(DATASETS)}))?", name)
+    if match is None:
+        return None
+    method, backbone, data = match.groups()
+    arch = "vwformer_city" if method == "vwformer" and data == "cityscapes" else method
+    return dict(arch=arch, backbone=_backbone(backbone), num_classes=DATASETS.get(data, 150))
+
+
 def list_models(pattern: str = "*") -> list[str]:
-    """The names that `create_model` knows and that match the shell-style `pattern`, sorted."""
-    return sorted(name for name in _models() if fnmatch.fnmatch(name, pattern))
+    """The names that `create_model` knows and that match the shell-style `pattern`, sorted.
+
+    A semantic method pairs with every backbone; ``_ade20k`` (the default) or ``_cityscapes`` may follow a name.
+    """
+    semantic = {f"{method}_{backbone}" for method in SEMANTIC for backbone in list_backbones()} | {"vwformer_shapes"}
+    return sorted(name for name in {*_models(), *semantic} if fnmatch.fnmatch(name, pattern))
 
 
-def create_model(name: str, num_classes: int | None = None, **overrides: Any) -> RTDETR:
-    """Build a model with random weights, e.g. ``create_model("rtdetr_r50")``.
+def is_model(name: str) -> bool:
+    """Whether `create_model` knows `name`."""
+    try:
+        return name in _models() or _semantic(name) is not None
+    except UserError:
+        return False
+
+
+def create_model(name: str, num_classes: int | None = None, **overrides: Any) -> Architecture:
+    """Build a model with random weights, e.g. ``create_model("rtdetr_r50")`` or ``create_model("upernet_swin_tiny_ade20k")``.
 
     Args:
-        name: see `list_models`; the paper's sizes ``rtdetrv2_s`` .. ``rtdetrv2_x`` are known, too.
-        num_classes: object classes; 80 (COCO) if None.
+        name: see `list_models`; the paper's sizes ``rtdetrv2_s`` .. ``rtdetrv2_x`` and ``swin_t`` for ``swin_tiny`` are
+            known, too.
+        num_classes: classes; those of COCO (80), or of the data set that the name ends in (ADE20K if none), if None.
         overrides: further arguments of the architecture.
     """
     table = _models()
-    if name not in table:
-        raise UserError(f"There is no model {name!r}.{did_you_mean(name, table)} `mmvit.list_models()` lists all of them.")
-    return RTDETR(arch=table[name], num_classes=80 if num_classes is None else num_classes, **overrides)
+    if name in table:
+        return RTDETR(arch=table[name], num_classes=80 if num_classes is None else num_classes, **overrides)
+    settings = _semantic(name)
+    if settings is None:
+        known = list_models()
+        raise UserError(f"There is no model {name!r}.{did_you_mean(name, known)} `mmvit.list_models()` lists all of them.")
+    if num_classes is not None:
+        settings["num_classes"] = num_classes
+    return Segmenter(**{**settings, **overrides})
 
 
 def load_weights(model: nn.Module, path: str | Path) -> dict[str, Any]:

@@ -6,17 +6,13 @@ for Real-Time Detection Transformer" (arXiv 2407.17140).
 
 from __future__ import annotations
 
-import logging
 import re
 from typing import Any
 
 import torch
-from mmengine.logging import print_log
-from mmengine.model import BaseModel
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from mmvit.backbones import create_backbone, load_pretrained
 from mmvit.data.structures import DataSample
 from mmvit.errors import UserError, did_you_mean
 from mmvit.heads import select_detections
@@ -26,6 +22,7 @@ from mmvit.losses import corners_to_centre
 from mmvit.matching import Target
 from mmvit.registry import MODELS
 
+from .base import Architecture, split_state
 from .convert_transformers import from_transformers
 
 _SMALL = dict(neck=dict(hidden_dim=256, feedforward=1024, expansion=0.5))
@@ -81,7 +78,7 @@ def variant(arch: str) -> dict[str, Any]:
 
 
 @MODELS.register_module()
-class RTDETR(BaseModel):
+class RTDETR(Architecture):
     """Backbone, hybrid encoder and decoder; channels are wired from the backbone's `feature_info`.
 
     Args:
@@ -98,6 +95,8 @@ class RTDETR(BaseModel):
     (logits (N, Q, C) and normalised centre boxes (N, Q, 4)).
     """
 
+    task = "detection"
+
     def __init__(
         self,
         arch: str = "r50vd",
@@ -110,36 +109,18 @@ class RTDETR(BaseModel):
         data_preprocessor: dict | None = None,
         top: int = 300,
     ):
-        super().__init__(data_preprocessor=MODELS.build({"type": "RTDETRPreprocessor", **(data_preprocessor or {})}))
         settings = variant(arch)
         backbone = settings["backbone"] if backbone is None else backbone
-        backbone = dict(name=backbone) if isinstance(backbone, str) else dict(backbone)
-        self.arch, self.num_classes, self.top = arch, num_classes, top
+        preprocessor = {"type": "RTDETRPreprocessor", **(data_preprocessor or {})}
+        super().__init__(num_classes, backbone, (8, 16, 32), backbone_pretrained, preprocessor)
+        self.arch, self.top = arch, top
         self.eval_size: tuple[int, int] = settings["eval_size"]
-        self.backbone_name, self.backbone_pretrained = backbone["name"], backbone_pretrained
-        self.backbone = create_backbone(**{"out_strides": (8, 16, 32), **backbone})
+        self.eval_resize = dict(size=self.eval_size)
         channels = [c for c, _ in self.backbone.feature_info]
         neck = {"type": "HybridEncoder", **settings["neck"], **(neck or {})}
         self.neck = MODELS.build(dict(neck, in_channels=channels))
         head = {"type": "RTDETRHead", **settings["head"], **(head or {})}
         self.head = MODELS.build(dict(head, in_channels=self.neck.out_channels, num_classes=num_classes))
-
-    def init_weights(self) -> None:
-        """Load the backbone's published weights if asked for; called once before training.
-
-        Without them (no network, nothing cached) training starts from random weights, and says so.
-        """
-        if not self.backbone_pretrained:
-            return
-        source = self.backbone_name if self.backbone_pretrained is True else self.backbone_pretrained
-        try:
-            load_pretrained(self.backbone, source)
-        except UserError as error:
-            if self.backbone_pretrained is not True:
-                raise
-            print_log(f"The backbone starts from RANDOM weights, which costs accuracy: {error}", "current", logging.WARNING)
-        else:
-            print_log(f"The backbone starts from the published weights of {source}.", "current")
 
     def extract(self, inputs: Tensor) -> list[Tensor]:
         """Images -> the neck's levels."""
@@ -188,10 +169,6 @@ class RTDETR(BaseModel):
         del self.head.layers[self.head.eval_layers :]
         return self.to(memory_format=torch.channels_last)
 
-    def layer_depth(self, name: str) -> int | None:
-        """Depth of a backbone parameter for layer-wise learning-rate decay; None for the other parts."""
-        return self.backbone.layer_depth(name.removeprefix("backbone.")) if name.startswith("backbone.") else None
-
     def convert(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """A state dict of the official code (v1 or v2) or of `transformers`' RT-DETR -> one with our names.
 
@@ -201,14 +178,7 @@ class RTDETR(BaseModel):
             state_dict = from_transformers(state_dict)
         if any(k.startswith("neck.") for k in state_dict):
             return state_dict
-        parts: dict[str, dict[str, Tensor]] = {"backbone": {}, "encoder": {}, "decoder": {}}
-        out = {}
-        for key, value in state_dict.items():
-            part, _, name = key.partition(".")
-            if part in parts:
-                parts[part][name] = value
-            else:
-                out[key] = value
+        parts, out = split_state(state_dict, "backbone", "encoder", "decoder")
         for part, ours in (("backbone", "backbone"), ("encoder", "neck"), ("decoder", "head")):
             out |= {f"{ours}.{k}": v for k, v in getattr(self, ours).convert(parts[part]).items()}
         return out

@@ -2,5 +2,6 @@
 
 from .detr_criterion import DETRCriterion
 from .rtdetr_head import RTDETRHead, make_anchors, select_detections
+from .vw_head import VWCityHead, VWHead
 
-__all__ = ["DETRCriterion", "RTDETRHead", "make_anchors", "select_detections"]
+__all__ = ["DETRCriterion", "RTDETRHead", "VWCityHead", "VWHead", "make_anchors", "select_detections"]

@@ -3,8 +3,10 @@
 from .boxes import centre_to_corners, corners_to_centre, inverse_sigmoid, iou_and_giou
 from .classification import bce_loss, focal_loss, varifocal_loss
 from .finite import NonFiniteError, check_finite
+from .segmentation import IGNORE, pixel_accuracy, pixel_cross_entropy
 
 __all__ = [
+    "IGNORE",
     "NonFiniteError",
     "bce_loss",
     "centre_to_corners",
@@ -13,5 +15,7 @@ __all__ = [
     "focal_loss",
     "inverse_sigmoid",
     "iou_and_giou",
+    "pixel_accuracy",
+    "pixel_cross_entropy",
     "varifocal_loss",
 ]
