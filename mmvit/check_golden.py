@@ -612,6 +612,58 @@ def check_segmenter(report: Report, golden: dict[str, Any], name: str) -> None:
     check_network(report, golden, model, model.convert, run)
 
 
+# ------------------------------------------------------------------------------------------------------------------- SLAB
+
+
+def check_slab(report: Report, golden: dict[str, Any], name: str) -> None:
+    """Swin and PVT with PRepBN, whose layer norms only take part in training. `pooled`: the mean of the last map."""
+    from mmvit.backbones import create_backbone
+
+    model = create_backbone(name)
+
+    def run(model, inputs, case, report):
+        maps = model(inputs[0])
+        outputs = {f"stage{i}": x for i, x in enumerate(maps)} | {"pooled": maps[-1].mean((2, 3))}
+        return {key: outputs[key] for key in case["outputs"] if key in outputs}
+
+    layer_norms = {n for n, _ in model.named_parameters() if re.search(r"norm\d?\.norm1\.", n)}
+    check_network(report, golden, model, model.convert, run, layer_norms)
+
+
+def check_slab_merged(report: Report, golden: dict[str, Any], name: str) -> None:
+    """Swin with RepBN as in the official classifier: a norm at the end, and no shift where one window covers the map.
+
+    Its merging of the patch embedding loses alpha * (bias of the convolution); `merged_normed` is recorded with that error.
+    """
+    import copy
+
+    from mmvit.backbones import create_backbone
+    from mmvit.backbones.slab import RepBN
+    from mmvit.layers.reparam import deploy
+
+    model = create_backbone(name)
+    for i in range(4):
+        delattr(model, f"norm{i}")
+    model.norm = RepBN(model.feature_info[-1][0])
+
+    def convert(state):
+        return {**model.convert(state), **{k: v for k, v in state.items() if k.startswith("norm.")}}
+
+    def run(model, inputs, case, report):
+        for (_, stride), layer in zip(model.feature_info, model.layers):
+            for block in layer.blocks:
+                if min(inputs[0].shape[2:]) <= stride * block.attn.window[0]:
+                    block.attn.shift = 0
+        maps = model.stages(inputs[0])
+        merged = deploy(copy.deepcopy(model))
+        merged.patch_embed.proj.bias.sub_((model.patch_embed.norm.alpha * model.patch_embed.proj.bias).detach())
+        outputs = {f"stage{i}": x for i, x in enumerate(maps)}
+        outputs |= {"normed": model.norm(maps[-1]), "merged_normed": model.norm(merged.stages(inputs[0])[-1])}
+        return {key: x.permute(0, 3, 1, 2) for key, x in outputs.items()}
+
+    check_network(report, golden, model, convert, run)
+
+
 #: Golden name (regular expression) -> check; the first that matches is used, a backbone of that name otherwise.
 CHECKS: list[tuple[str, Callable[[Report, dict[str, Any], str], None]]] = [
     (r"rtdetr_presnet\w+", lambda report, golden, name: check_backbone(report, golden, name.removeprefix("rtdetr_"))),
@@ -621,6 +673,8 @@ CHECKS: list[tuple[str, Callable[[Report, dict[str, Any], str], None]]] = [
     (r"rtdetr(v2)?_losses\w*", check_losses),
     (r"rtdetr_postprocess\w*", check_postprocess),
     (r"rtdetr(v2)?_(r\d+vd|hgnetv2)\w*", check_rtdetr),
+    (r"swin_[ts]_prepbn_merge", check_slab_merged),
+    (r"(swin|pvt)_[tsm]_prepbn|slab_(swin|pvt)_[tsmb]", check_slab),
     (r"vw(city)?head_\w+", check_vw_head),
     (r"upernet_head_\w+", check_mmseg_heads),
     (r"(upernet|segformer|vwformer)_\w+", check_segmenter),

@@ -1,15 +1,18 @@
 """The promises that every backbone makes."""
 
+import copy
+import inspect
 import urllib.request
 
 import pytest
 import torch
 
-from mmvit.backbones import create_backbone, find_backbone, list_backbones
+from mmvit.backbones import PVT, ConvNeXt, create_backbone, find_backbone, list_backbones
 from mmvit.check_golden import fill_values
 from mmvit.errors import UserError
 
 DEBUG = list_backbones("*_debug")
+FLOORED = (ConvNeXt, PVT)  # their maps drop the pixels that fill no patch; those of the others round up
 
 
 def test_names():
@@ -32,47 +35,259 @@ def test_feature_info_is_true(name, size):
     maps = model(x)
     assert len(maps) == len(model.feature_info) == 4
     for feature, (channels, stride) in zip(maps, model.feature_info):
-        assert feature.shape == (2, channels, *(-(-side // stride) for side in size))
+        sides = [side // stride if isinstance(model, FLOORED) else -(-side // stride) for side in size]
+        assert feature.shape == (2, channels, *sides)
     torch.testing.assert_close(model(x)[3], maps[3], rtol=0, atol=0)
     torch.testing.assert_close(create_like(name, model)(x)[0], maps[2])
 
 
 def create_like(name, model):
+    """A copy of `model` that returns the last two stages; it lacks nothing but norms of the other two."""
     other = create_backbone(name, out_indices=(2, 3)).eval()
-    other.load_state_dict(model.state_dict())
+    known = other.state_dict()
+    assert all(model.layer_depth(key) == model.num_layers + 1 for key, _ in model.named_parameters() if key not in known)
+    other.load_state_dict({key: value for key, value in model.state_dict().items() if key in known})
     return other
 
 
 @pytest.mark.parametrize("name", DEBUG)
 def test_gradients_reach_every_parameter_and_checkpointing_changes_nothing(name):
-    gradients = []
-    model = create_backbone(name, out_indices=(0, 1, 2, 3)).train()
+    gradients, states = [], []
+    model = create_with(name, fade_steps=2).train()
     x = torch.rand(2, 3, 64, 64)
+    model(x)  # norms that fade have two parts from the second step on
+    state = copy.deepcopy(model.state_dict())
     for with_cp in (False, True):
+        model.load_state_dict(state)
         model.with_cp = with_cp
         model.zero_grad()
-        sum(m.square().mean() for m in model(x)).backward()
+        torch.manual_seed(0)  # stochastic depth draws the same again
+        maps = model(x)
+        sum((m * torch.linspace(-1, 1, m.numel()).view(m.shape)).mean() for m in maps).backward()
         gradients.append({n: p.grad.clone() for n, p in model.named_parameters()})
+        states.append(copy.deepcopy(model.state_dict()))
     assert all(g.abs().max() > 0 for g in gradients[0].values())
     for key, gradient in gradients[0].items():
         torch.testing.assert_close(gradient, gradients[1][key], msg=key)
+    counted = [key for key in state if not key.endswith("num_batches_tracked") and "running" not in key]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in counted)
+
+
+def stage_parameters(model):
+    """For each stage, the names of the parameters that its output depends on in training and no earlier output does."""
+    model.train()
+    names, parameters = zip(*model.named_parameters())
+    stages, seen = [], set()
+    for output in model(torch.rand(2, 3, 64, 64)):
+        gradients = torch.autograd.grad(output.sum(), parameters, retain_graph=True, allow_unused=True)
+        reached = {name for name, gradient in zip(names, gradients) if gradient is not None}
+        stages.append(reached - seen)
+        seen |= reached
+    assert seen == set(names)
+    return stages
+
+
+def arguments(name):
+    """The names of the constructor arguments of a backbone."""
+    return {key for cls in find_backbone(name)[0].__mro__[:-1] for key in inspect.signature(cls.__init__).parameters}
+
+
+def create_with(name, **settings):
+    """A backbone with those of `settings` that its family has."""
+    return create_backbone(name, out_indices=(0, 1, 2, 3), **{k: v for k, v in settings.items() if k in arguments(name)})
+
+
+def is_frozen(module):
+    return any(True for _ in module.parameters()) and not any(p.requires_grad for p in module.parameters())
 
 
 @pytest.mark.parametrize("name", DEBUG)
 def test_frozen_stages_and_norms(name):
-    model = create_backbone(name, frozen_stages=2, freeze_norm=True).train()
+    whole = create_with(name)
+    stages = stage_parameters(whole)
+    ends = {n for n, _ in whole.named_parameters() if whole.layer_depth(n) > whole.num_layers}
+    for frozen, expected in (
+        (-1, set()),
+        (0, {n for n in stages[0] if whole.layer_depth(n) == 0}),
+        (2, stages[0] | stages[1]),
+    ):
+        model = create_with(name, frozen_stages=frozen, freeze_norm=True, drop_path_rate=0.9).train()
+        names = {n for n, _ in model.named_parameters()}  # frozen norms have none
+        found = {n for n, p in model.named_parameters() if not p.requires_grad}
+        merging = {n for n in stages[max(frozen, 0)] if ".downsample." in n}  # Swin's is a part of the stage before it
+        assert (expected - ends) & names <= found <= expected | merging
+    assert all(p.requires_grad for n, p in model.named_parameters() if n in ends)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    trained = {n for n, p in model.named_parameters() if p.requires_grad}
-    assert trained and all(".2." in n or ".3." in n for n in trained)
-    model(torch.rand(2, 3, 64, 64))
-    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    x = torch.rand(8, 3, 64, 64)
+    trained, evaluated = model(x), model.eval()(x)
+    fixed = {f"{n}.{k}" for n, m in model.named_modules() if n and is_frozen(m) for k in m.state_dict()}
+    if "freeze_norm" in arguments(name):
+        fixed = set(before)
+    assert all(torch.equal(before[k], model.state_dict()[k]) for k in fixed)
+    for got, want in zip(trained[:2], evaluated[:2]):
+        torch.testing.assert_close(got, want)
 
 
 @pytest.mark.parametrize("name", DEBUG)
-def test_depth_grows_from_stem_to_last_stage(name):
-    model = create_backbone(name)
-    depths = [model.layer_depth(n) for n, _ in model.named_parameters()]
-    assert depths == sorted(depths) and depths[0] == 0 and len(set(depths)) == max(depths) + 1
+def test_depth_grows_from_stem_to_last_block(name):
+    model = create_with(name)
+    met = []
+    for module_name, module in model.named_modules():
+        own = [f"{module_name}.{n}" for n, _ in module.named_parameters(recurse=False)]
+        if own and module_name:
+            module.register_forward_pre_hook(lambda *_, own=own: met.extend(own))
+    stages = stage_parameters(model)
+    depths = [d for d in map(model.layer_depth, met) if d <= model.num_layers]
+    assert depths == sorted(depths) and depths[0] == 0
+    every = [{model.layer_depth(n) for n in stage} - {model.num_layers + 1} for stage in stages]
+    assert set.union(*every) == set(range(model.num_layers + 1))
+    assert all(max(before) < min(after) for before, after in zip(every, every[1:]))
+
+
+@pytest.mark.parametrize("name", DEBUG)
+def test_weight_decay_is_refused_to_known_parameters_only(name):
+    model = create_with(name)
+    names = {n for n, _ in model.named_parameters()}
+    assert model.no_weight_decay() <= names and model.dense_only() <= set(model.state_dict())
+
+
+def test_position_embeddings_and_layer_scales_have_no_weight_decay():
+    assert create_backbone("pvt_debug").no_weight_decay() == {f"pos_embed{i}" for i in (1, 2, 3, 4)}
+    scales = create_backbone("convnext_debug").no_weight_decay()
+    assert len(scales) == 7 and all(name.endswith(".gamma") for name in scales)
+    assert not create_backbone("mit_debug").no_weight_decay()
+
+
+@pytest.mark.parametrize(
+    "name, millions, head",  # published parameters of the classifier, width of its last linear layer
+    [
+        *(("pvt_" + n, m, 512) for n, m in (("tiny", 13.2), ("small", 24.5), ("medium", 44.2), ("large", 61.4))),
+        ("pvt_v2_b0", 3.7, 256),
+        *(
+            ("pvt_v2_b" + n, m, 512)
+            for n, m in (("1", 14.0), ("2", 25.4), ("2_li", 22.6), ("3", 45.2), ("4", 62.6), ("5", 82.0))
+        ),
+        ("convnext_tiny", 28.6, 768),
+        *(("convnext_" + n, m, w) for n, m, w in (("small", 50.2, 768), ("base", 88.6, 1024), ("large", 197.8, 1536))),
+        ("convnext_xlarge", 350.2, 2048),
+        *(("mit_b" + n, m, None) for n, m in (("0", 3.3), ("1", 13.2), ("2", 24.2), ("3", 44.1), ("4", 60.8), ("5", 81.4))),
+    ],
+)
+def test_parameter_counts_are_the_published_ones(name, millions, head):
+    with torch.device("meta"):
+        model = create_backbone(name)
+    count = sum(p.numel() for n, p in model.named_parameters() if n not in model.dense_only())
+    classifier = 0 if head is None else 1000 * (head + 1)
+    assert round((count + classifier) / 1e6, 1) == pytest.approx(millions, abs=0.05)
+
+
+def classifier_file(path, model, rename, extra):
+    """Write `model` as an official classification checkpoint: without what is dense only, with a classifier."""
+    state = {rename(k): torch.rand_like(v) for k, v in model.state_dict().items() if k not in model.dense_only()}
+    torch.save({"model": {**state, **{k: torch.rand(3) for k in extra}}}, path)
+    return state
+
+
+@pytest.mark.parametrize(
+    "name, extra",
+    [
+        ("convnext_debug", ("norm.weight", "norm.bias", "head.weight", "head.bias")),
+        ("pvt_debug", ("cls_token", "norm.weight", "norm.bias", "head.weight", "head.bias")),
+        ("pvt_v2_debug", ("head.weight", "head.bias")),
+        ("mit_debug", ("head.weight", "head.bias")),
+    ],
+)
+def test_classification_checkpoints_load(name, extra, tmp_path):
+    def rename(key):
+        return key.replace("mlp.dwconv.", "mlp.dwconv.dwconv.")
+
+    path = tmp_path / "weights.pth"
+    official = classifier_file(path, create_with(name), rename, extra)
+    model = create_backbone(name, out_indices=(0, 1, 2, 3), pretrained=str(path))
+    fresh = create_backbone(name, pretrained=str(path))
+    for key, value in model.state_dict().items():
+        if key in model.dense_only():
+            assert torch.equal(value, torch.ones_like(value) * key.endswith("weight"))
+        else:
+            torch.testing.assert_close(value, official[rename(key)], rtol=0, atol=0)
+            torch.testing.assert_close(fresh.state_dict()[key], value, rtol=0, atol=0)
+    lost = next(iter(official))
+    torch.save({"model": {k: v for k, v in official.items() if k != lost}}, path)
+    with pytest.raises(UserError, match=f"1 keys are missing.*{lost}"):
+        create_backbone(name, pretrained=str(path))
+
+
+def openmmlab_peer(name):
+    """mmdetection's or mmsegmentation's network of the same structure."""
+    from mmvit.ops import prepare_openmmlab
+
+    prepare_openmmlab()
+    settings = dict(embed_dims=4, num_layers=[1, 2, 1, 1], num_heads=[1, 2, 5, 8])
+    if name == "mit_debug":
+        from mmseg.models.backbones import MixVisionTransformer
+
+        return MixVisionTransformer(**settings, mlp_ratio=2, qkv_bias=True)
+    from mmdet.models.backbones import PyramidVisionTransformer, PyramidVisionTransformerV2
+
+    cls = {"pvt_debug": PyramidVisionTransformer, "pvt_v2_debug": PyramidVisionTransformerV2}[name]
+    return cls(**settings, mlp_ratios=[2, 2, 2, 2])
+
+
+@pytest.mark.parametrize("name", ["pvt_debug", "pvt_v2_debug", "mit_debug"])
+def test_openmmlab_weights_give_openmmlab_maps(name):
+    """mmdetection's PVT and PVT v2 and mmsegmentation's MiT, at sizes that resize the position embeddings, too."""
+    peer = openmmlab_peer(name)
+    state = {k: torch.from_numpy(fill_values(k, v.shape)) for k, v in peer.state_dict().items()}
+    peer.load_state_dict(state)
+    model = create_backbone(name, dims=(4, 8, 20, 32))
+    model.load_state_dict(model.convert(state))
+    for module in model.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.eps = 1e-6  # theirs
+    model, peer = model.double().eval(), peer.double().eval()
+    for size in ((224, 224), (70, 101)):
+        x = torch.rand(1, 3, *size, dtype=torch.float64)
+        with torch.no_grad():
+            for got, want in zip(model(x), peer(x), strict=True):
+                torch.testing.assert_close(got, want)
+
+
+def test_mit_and_convnext_take_the_other_published_names():
+    """MiT's first code has separate queries and no 1x1 convolutions; mmpretrain has other names for ConvNeXt's layers."""
+    for name, rename in (
+        ("mit_debug", lambda k: k.replace("mlp.dwconv", "mlp.dwconv.dwconv")),
+        (
+            "convnext_debug",
+            lambda k: "backbone." + k.replace("dwconv", "depthwise_conv").replace("pwconv", "pointwise_conv"),
+        ),
+    ):
+        source, model = create_with(name), create_with(name)
+        theirs = {
+            rename(k): v[:, :, None, None] if "pwconv" in k and v.ndim == 2 else v for k, v in source.state_dict().items()
+        }
+        model.load_state_dict(model.convert(theirs))
+        assert all(torch.equal(v, model.state_dict()[k]) for k, v in source.state_dict().items())
+
+
+def test_position_embeddings_of_pvt_follow_the_map():
+    """The table is used as it is for its own grid only; maps that happen to have as many pixels get a resized one."""
+    model = create_backbone("pvt_debug")
+    assert model.position(1, 56, 56).shape == (1, 56, 56, 16)
+    with torch.no_grad():
+        model.pos_embed1.copy_(torch.arange(56.0).repeat(56)[None, :, None].expand(1, -1, 8))  # each entry: its column
+    torch.testing.assert_close(model.position(0, 56, 56)[0, 3, :, 0], torch.arange(56.0))
+    columns = model.position(0, 49, 64)[0, 48, :, 5]
+    torch.testing.assert_close(columns, ((torch.arange(64) + 0.5) * 56 / 64 - 0.5).clamp(0, 55))
+
+
+def test_maps_smaller_than_the_reduction_are_filled_up():
+    from mmvit.layers.attention import SpatialReductionAttention
+
+    attention = SpatialReductionAttention(8, 2, 4, torch.nn.LayerNorm)
+    x = torch.rand(1, 3, 6, 8)
+    filled = torch.nn.functional.pad(x, (0, 0, 0, 0, 0, 1))
+    assert attention(x).shape == x.shape
+    torch.testing.assert_close(attention(x), attention(filled)[:, :3])
 
 
 def test_hgnetv2_is_that_of_transformers():
@@ -138,7 +353,7 @@ def test_training_without_the_pretrained_weights_says_so(tmp_path, monkeypatch):
     for name in ("http_proxy", "https_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens
     messages = []
-    monkeypatch.setattr("mmvit.architectures.rtdetr.print_log", lambda text, *where: messages.append(text))
+    monkeypatch.setattr("mmvit.architectures.base.print_log", lambda text, *where: messages.append(text))
     model = create_model("rtdetr_debug", backbone="presnet_18vd", backbone_pretrained=True)
     before = model.backbone.conv1.conv1_1.conv.weight.clone()
     model.init_weights()

@@ -64,6 +64,19 @@ class Architecture(BaseModel):
         else:
             print_log(f"The backbone starts from the published weights of {source}.", "current")
 
+    def convert(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A state dict with official names -> one with ours, its tables resized to this model's windows.
+
+        One that has our names already keeps them.
+        """
+        state = state_dict if has_own_names(self, state_dict) else self.rename(state_dict)
+        parts, rest = split_state(state, "backbone")
+        return rest | {f"backbone.{k}": v for k, v in self.backbone.fit_tables(parts["backbone"]).items()}
+
+    def rename(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A state dict with official names -> one with ours."""
+        raise NotImplementedError
+
     @property
     def num_layers(self) -> int:
         """Depth of the backbone's last block, see `layer_depth`."""

@@ -169,11 +169,8 @@ class RTDETR(Architecture):
         del self.head.layers[self.head.eval_layers :]
         return self.to(memory_format=torch.channels_last)
 
-    def convert(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A state dict of the official code (v1 or v2) or of `transformers`' RT-DETR -> one with our names.
-
-        One that has our names already passes unchanged.
-        """
+    def rename(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A state dict of the official code (v1 or v2) or of `transformers`' RT-DETR -> one with our names."""
         if any(k.startswith("model.backbone.") for k in state_dict):
             state_dict = from_transformers(state_dict)
         if any(k.startswith("neck.") for k in state_dict):

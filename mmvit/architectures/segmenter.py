@@ -19,7 +19,7 @@ from mmvit.layers.reparam import deploy
 from mmvit.losses import check_finite, pixel_accuracy, pixel_cross_entropy
 from mmvit.registry import MODELS
 
-from .base import Architecture, has_own_names, split_state
+from .base import Architecture, split_state
 from .dense import label_map, slide
 
 STRIDES = (4, 8, 16, 32)
@@ -204,14 +204,12 @@ class Segmenter(Architecture):
         return self.to(memory_format=torch.channels_last)
 
     def convert(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A state dict of mmsegmentation or of the papers' code (``backbone.``, ``decode_head.``, ...) -> one with our names.
-
-        One that has our names already passes unchanged. The auxiliary head's weights are left out where there is none.
-        """
-        if self.auxiliary_head is None:
+        if self.auxiliary_head is None:  # a checkpoint's goes
             state_dict = {k: v for k, v in state_dict.items() if not k.startswith("auxiliary_head.")}
-        if has_own_names(self, state_dict):
-            return state_dict
+        return super().convert(state_dict)
+
+    def rename(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Names of mmsegmentation or of the papers' code (``backbone.``, ``decode_head.``, ``auxiliary_head.``) -> ours."""
         parts, out = split_state(state_dict, "backbone", "decode_head", "auxiliary_head")
         for name, state in parts.items():
             convert = getattr(getattr(self, name), "convert", dict)  # mmseg's heads keep their names

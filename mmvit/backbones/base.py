@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from mmvit.errors import UserError, did_you_mean
+from mmvit.layers.drop import DropPath
+from mmvit.layers.recompute import recomputed
 from mmvit.registry import MODELS
 
 
@@ -55,7 +57,7 @@ class Backbone(nn.Module):
     def run_stage(self, stage: nn.Module, x: Tensor) -> Tensor:
         """`stage(x)`, recomputed in the backward pass when `with_cp` is set."""
         if self.with_cp and self.training and torch.is_grad_enabled():
-            return torch.utils.checkpoint.checkpoint(stage, x, use_reentrant=False)
+            return recomputed(stage, x)
         return stage(x)
 
     def layer_depth(self, name: str) -> int:
@@ -70,17 +72,38 @@ class Backbone(nn.Module):
         """Names of parameters without weight decay, besides norms and biases."""
         return set()
 
+    def dense_only(self) -> set[str]:
+        """Names of parameters and buffers that classification checkpoints lack (norms of the outputs, say).
+
+        They keep their initial values when `load_pretrained` reads a file without them.
+        """
+        return set()
+
     @classmethod
     def convert(cls, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """A state dict with the official names -> one with ours."""
         return state_dict
 
+    def fit_tables(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`state_dict` (with our names) with the tables that depend on the image or window size resized to this model's."""
+        own = self.state_dict()
+        return {
+            key: self.fit_table(key, value, own[key]) if key in own and own[key].shape != value.shape else value
+            for key, value in state_dict.items()
+        }
+
+    def fit_table(self, name: str, value: Tensor, own: Tensor) -> Tensor:
+        """The loaded `value` of entry `name`, resized to the shape of `own` if it is such a table, else as it is."""
+        return value
+
 
 def freeze(*modules: nn.Module) -> None:
-    """Stop the training of all parameters of `modules`."""
+    """Stop the training of all parameters of `modules`, and their stochastic depth."""
     for module in modules:
-        for parameter in module.parameters():
-            parameter.requires_grad_(False)
+        module.requires_grad_(False)
+        for part in module.modules():
+            if isinstance(part, DropPath):
+                part.rate = 0.0
 
 
 def _table() -> dict[str, tuple[type[Backbone], str]]:
@@ -147,9 +170,10 @@ def load_pretrained(backbone: Backbone, source: str) -> None:
     from mmvit import weights
 
     state, _ = weights.load_checkpoint(weights.resolve(source))
-    state = backbone.convert(state)
+    state = backbone.fit_tables(backbone.convert(state))
     ours = backbone.state_dict()
-    missing = [k for k in ours if k not in state and not k.endswith("num_batches_tracked")]
+    optional = backbone.dense_only()
+    missing = [k for k in ours if k not in state and k not in optional and not k.endswith("num_batches_tracked")]
     wrong = [k for k in ours if k in state and state[k].shape != ours[k].shape]
     if missing or wrong:
         raise UserError(

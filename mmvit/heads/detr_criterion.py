@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from mmvit.errors import UserError
 from mmvit.losses import bce_loss, centre_to_corners, check_finite, focal_loss, iou_and_giou, varifocal_loss
-from mmvit.matching import Denoising, Match, MatchCost, Target, hungarian_match
+from mmvit.matching import Denoising, Match, MatchCost, Target, hungarian_match, mean_object_count
 
 Prediction = tuple[Tensor, Tensor]  # logits (B, Q, C), centre boxes (B, Q, 4)
 
@@ -66,7 +65,7 @@ class DETRCriterion:
         Raises:
             NonFiniteError: a prediction or a loss holds NaN or infinity.
         """
-        count = self._object_count(targets, layers[0][0].device)  # first: every process takes part, also one that raises below
+        count = mean_object_count(sum(len(t.labels) for t in targets), layers[0][0].device)  # before anything that can raise
         layers, denoising_layers = [_full(p) for p in layers], [_full(p) for p in denoising_layers]
         encoder = None if encoder is None else _full(encoder)
         named = {f"{part} of decoder layer {i}": t for i, p in enumerate(layers) for part, t in zip(("logits", "boxes"), p)}
@@ -94,15 +93,6 @@ class DETRCriterion:
             result |= self._layer(encoder, targets, match, count, "_enc_0")
         check_finite({name: loss[None] for name, loss in result.items()}, image_ids)
         return result
-
-    @staticmethod
-    def _object_count(targets: list[Target], device: torch.device) -> Tensor:
-        """max(1, objects per process, averaged over the processes)."""
-        count = torch.tensor(float(sum(len(t.labels) for t in targets)), device=device)
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(count)
-            count /= dist.get_world_size()
-        return count.clamp(min=1)
 
     def _layer(
         self, prediction: Prediction, targets: list[Target], matches: list[Match], count: Tensor, suffix: str

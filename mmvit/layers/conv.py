@@ -60,8 +60,20 @@ def conv_from(kernel: Tensor, bias: Tensor, **settings) -> nn.Conv2d:
     return conv.requires_grad_(False)
 
 
+def set_batch_norms(module: nn.Module, eps: float, momentum: float = 0.1) -> None:
+    """Give all batch norms of `module` other constants than PyTorch's."""
+    for norm in module.modules():
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            norm.eps, norm.momentum = eps, momentum
+        elif isinstance(norm, FrozenBatchNorm2d):
+            norm.eps = eps
+
+
 class ConvNorm(nn.Module):
-    """`act(norm(conv(x)))`, no convolution bias, padding (k - 1) // 2. (N, I, H, W) -> (N, O, H/stride, W/stride)."""
+    """`act(norm(conv(x)))`, padding (k - 1) // 2. (N, I, H, W) -> (N, O, H/stride, W/stride).
+
+    The norm is a batch norm unless another module is given as `norm`; the convolution has no bias unless `bias` is set.
+    """
 
     def __init__(
         self,
@@ -74,11 +86,13 @@ class ConvNorm(nn.Module):
         act: str | None = None,
         frozen_norm: bool = False,
         padding: int | None = None,
+        norm: nn.Module | None = None,
+        bias: bool = False,
     ):
         super().__init__()
         padding = (kernel_size - 1) // 2 if padding is None else padding
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False)
-        self.norm = batch_norm(out_channels, frozen_norm)
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=bias)
+        self.norm = batch_norm(out_channels, frozen_norm) if norm is None else norm
         self.act = activation(act)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -86,7 +100,7 @@ class ConvNorm(nn.Module):
 
     def merge(self) -> None:
         """Fold the normalisation into the convolution (evaluation only; see `layers.reparam.deploy`)."""
-        if isinstance(self.norm, nn.Identity):
+        if not isinstance(self.norm, (nn.BatchNorm2d, FrozenBatchNorm2d)):
             return
         conv = self.conv
         self.conv = conv_from(

@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention (Deformable DETR, arXiv 2010.04159) around reference boxes."""
+"""Multi-scale deformable attention (Deformable DETR, arXiv 2010.04159) around reference boxes or points."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from mmvit.ops.deform_attn import ms_deform_attn
 
 
 class MSDeformAttn(nn.Module):
-    """Each query samples `num_points[l]` points on every level l around its reference box.
+    """Each query samples `num_points[l]` points on every level l around its reference, in normalised map coordinates.
 
-    Location = box centre + offset / num_points[l] * box size * 0.5, in normalised map coordinates.
+    Around a box: location = box centre + offset / num_points[l] * box size * 0.5. Around a point: point + offset / (w_l, h_l).
 
     Args:
         dim: channels of queries and memory.
@@ -56,14 +56,21 @@ class MSDeformAttn(nn.Module):
         nn.init.xavier_uniform_(self.value_proj.weight)
         nn.init.xavier_uniform_(self.output_proj.weight)
 
+    def _scales(self, reference: Tensor, shapes: Sequence[tuple[int, int]]) -> Tensor:
+        """What an offset of 1 means: (B, Q, 1, points, 2) or a shape that broadcasts to it."""
+        if reference.shape[-1] == 4:
+            return self.point_scale.to(reference.dtype) * reference[:, :, None, None, 2:] * 0.5
+        sides = [(1 / w, 1 / h) for (h, w), points in zip(shapes, self.num_points, strict=True) for _ in range(points)]
+        return reference.new_tensor(sides)
+
     def forward(self, query: Tensor, boxes: Tensor, memory: Tensor, shapes: Sequence[tuple[int, int]]) -> Tensor:
-        """query (B, Q, C), boxes (B, Q, 4) normalised cxcywh, memory (B, sum h*w, C) -> (B, Q, C)."""
+        """query (B, Q, C), boxes (B, Q, 4) normalised cxcywh or points (B, Q, 2) xy, memory (B, sum h*w, C) -> (B, Q, C)."""
         batch, length = query.shape[:2]
         value = self.value_proj(memory).view(batch, -1, self.num_heads, memory.shape[-1] // self.num_heads)
         offsets = self.sampling_offsets(query).view(batch, length, self.num_heads, -1, 2)
         weights = self.attention_weights(query).view(batch, length, self.num_heads, -1).softmax(-1)
-        centre, size = boxes[:, :, None, None, :2], boxes[:, :, None, None, 2:]
-        locations = centre + offsets.to(boxes.dtype) * self.point_scale.to(boxes.dtype) * size * 0.5  # (B, Q, heads, points, 2)
+        # (B, Q, heads, points, 2)
+        locations = boxes[:, :, None, None, :2] + offsets.to(boxes.dtype) * self._scales(boxes, shapes)
         out = ms_deform_attn(
             value.to(boxes.dtype),
             list(shapes),

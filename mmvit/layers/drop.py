@@ -28,5 +28,5 @@ class DropPath(nn.Module):
 
 def drop_rates(rate: float, depths: list[int] | tuple[int, ...]) -> list[list[float]]:
     """Rates that rise linearly from 0 to `rate` over all blocks, as one list per stage."""
-    rates = iter(torch.linspace(0, rate, sum(depths)).tolist())
+    rates = iter(torch.linspace(0, rate, sum(depths), device="cpu").tolist())
     return [[next(rates) for _ in range(depth)] for depth in depths]

@@ -1,4 +1,4 @@
-"""Multi-layer perceptron."""
+"""Multi-layer perceptrons."""
 
 from __future__ import annotations
 
@@ -18,3 +18,34 @@ class MLP(nn.Module):
         for layer in self.layers[:-1]:
             x = F.relu(layer(x), inplace=True)
         return self.layers[-1](x)
+
+
+class FeedForward(nn.Module):
+    """The transformer's two linear layers with GELU (exact) between them. (..., dim) -> (..., dim)."""
+
+    def __init__(self, dim: int, hidden_dim: int):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class ConvFeedForward(FeedForward):
+    """`FeedForward` with a 3x3 depthwise convolution before the GELU, which tells positions. (N, h, w, dim) -> (N, h, w, dim).
+
+    Sources: SegFormer's Mix-FFN (arXiv 2105.15203, equation 3, without its residual), PVT v2 (arXiv 2106.13797); `relu` adds
+    a ReLU before the convolution, as in PVT v2 with linear attention.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int, relu: bool = False):
+        super().__init__(dim, hidden_dim)
+        self.dwconv = nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1, groups=hidden_dim)
+        self.relu = relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc1(x)
+        x = F.relu(x, inplace=True) if self.relu else x
+        x = self.dwconv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.fc2(F.gelu(x))

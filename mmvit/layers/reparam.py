@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @torch.no_grad()
@@ -17,3 +17,19 @@ def deploy(model: nn.Module) -> nn.Module:
         if hasattr(module, "merge"):
             module.merge()
     return model.requires_grad_(False)
+
+
+@torch.no_grad()
+def fold_before(layer: nn.Linear | nn.Conv2d, scale: Tensor, shift: Tensor) -> None:
+    """Make `layer` (without groups and padding) apply ``scale * x + shift`` (per input channel) to its input x first."""
+    weight = layer.weight
+    bias = weight.flatten(2).sum(-1) @ shift if weight.dim() > 2 else weight @ shift
+    layer.bias = nn.Parameter(bias if layer.bias is None else layer.bias + bias)
+    weight.mul_(scale.view(-1, *(1,) * (weight.dim() - 2)))
+
+
+@torch.no_grad()
+def fold_after(layer: nn.Linear | nn.Conv2d, scale: Tensor, shift: Tensor) -> None:
+    """Make `layer` apply ``scale * y + shift`` (per output channel) to its output y."""
+    layer.weight.mul_(scale.view(-1, *(1,) * (layer.weight.dim() - 1)))
+    layer.bias = nn.Parameter(shift if layer.bias is None else scale * layer.bias + shift)
