@@ -60,6 +60,14 @@ class Backbone(nn.Module):
             return recomputed(stage, x)
         return stage(x)
 
+    def train(self, mode: bool = True) -> Backbone:
+        """Training or evaluation mode; batch norms whose affines are frozen keep their statistics in both."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine and not module.weight.requires_grad:
+                module.eval()
+        return self
+
     def layer_depth(self, name: str) -> int:
         """The depth of parameter `name` for layer-wise learning-rate decay.
 

@@ -225,7 +225,7 @@ class KMaXDecoder(nn.Module):
         set_batch_norms(self, NORM_EPS, NORM_MOMENTUM)
 
     def forward(self, mask_features: Tensor, maps: Sequence[Tensor], all_layers: bool = True) -> list[KMaXPrediction]:
-        """One prediction per layer, then the final one; all at the size of `mask_features`. Without `all_layers` the last only."""
+        """One prediction per layer, then the final one, at the size of `mask_features`; without `all_layers` the last only."""
         queries = self.centres.weight.expand(len(mask_features), -1, -1)
         per_layer = [x for x, count in zip(maps, self.per_map, strict=True) for _ in range(count)]
         found = []

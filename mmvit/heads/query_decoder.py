@@ -170,7 +170,8 @@ class QueryDecoder(nn.Module):
         super().__init__()
         if attention not in ATTENTIONS:
             raise UserError(
-                f"QueryDecoder has no attention {attention!r}.{did_you_mean(attention, ATTENTIONS)} It has {', '.join(ATTENTIONS)}."
+                f"QueryDecoder has no attention {attention!r}.{did_you_mean(attention, ATTENTIONS)} "
+                f"It has {', '.join(ATTENTIONS)}."
             )
         self.num_classes, self.num_queries = num_classes, num_queries
         self.query_feat, self.query_embed = nn.Embedding(num_queries, dim), nn.Embedding(num_queries, dim)
