@@ -22,6 +22,10 @@ setup(
     packages=find_packages(include=["mmvit", "mmvit.*"]),
     package_data={"mmvit": ["py.typed", "weights/*.json", "weights/files/*"]},
     install_requires=requirements("runtime"),
-    extras_require={"tests": requirements("tests"), "benchmark": requirements("benchmark")},
+    extras_require={
+        "tests": requirements("tests"),
+        "benchmark": requirements("benchmark"),
+        "cityscapes": requirements("cityscapes"),
+    },
     entry_points={"console_scripts": ["mmvit=mmvit.cli:main"]},
 )

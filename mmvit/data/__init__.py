@@ -1,11 +1,26 @@
-"""Datasets, transforms, samplers and the synthetic "shapes" data."""
+"""Datasets, transforms, samplers, the synthetic "shapes" data, and the preparation of public data sets."""
 
 from mmvit.data.annotations import CocoAnnotations, read_coco
-from mmvit.data.classes import COCO_CATEGORY_IDS, COCO_CLASSES, COCO_PALETTE, make_palette, palette_for
+from mmvit.data.classes import (
+    ADE20K_CLASSES,
+    ADE20K_PALETTE,
+    CITYSCAPES_CLASSES,
+    CITYSCAPES_PALETTE,
+    COCO_CATEGORY_IDS,
+    COCO_CLASSES,
+    COCO_PALETTE,
+    make_palette,
+    palette_for,
+)
 from mmvit.data.coco import CocoDetection, check_dataset
 from mmvit.data.folder import CocoFolder, find_coco_json
-from mmvit.data.images import read_image
+from mmvit.data.images import IMAGE_SUFFIXES, read_image
+from mmvit.data.mask_check import check_masks
+from mmvit.data.masks import MASK_FORMATS, MaskReader, read_mask
+from mmvit.data.panoptic import semantic_from_panoptic
 from mmvit.data.samplers import ResumableSampler
+from mmvit.data.semantic import SemanticDataset
+from mmvit.data.semantic_folder import SemanticFiles, find_semantic
 from mmvit.data.shapes import ensure_shapes, write_shapes
 from mmvit.data.structures import DataSample
 from mmvit.data.transforms import (
@@ -19,11 +34,26 @@ from mmvit.data.transforms import (
     SanitizeBoxes,
     ZoomOut,
 )
+from mmvit.data.transforms_semantic import (
+    LoadSemanticMask,
+    PackSegInputs,
+    RandomCrop,
+    RandomResize,
+    ResizeToMultiple,
+    SegPhotometricDistort,
+    TestTimeAug,
+)
 
 __all__ = [
+    "ADE20K_CLASSES",
+    "ADE20K_PALETTE",
+    "CITYSCAPES_CLASSES",
+    "CITYSCAPES_PALETTE",
     "COCO_CATEGORY_IDS",
     "COCO_CLASSES",
     "COCO_PALETTE",
+    "IMAGE_SUFFIXES",
+    "MASK_FORMATS",
     "CocoAnnotations",
     "CocoDetection",
     "CocoFolder",
@@ -32,18 +62,32 @@ __all__ = [
     "IoUCrop",
     "LoadAnnotations",
     "LoadImage",
+    "LoadSemanticMask",
+    "MaskReader",
     "PackDetInputs",
+    "PackSegInputs",
     "PhotometricDistort",
-    "ResumableSampler",
+    "RandomCrop",
+    "RandomResize",
     "Resize",
+    "ResizeToMultiple",
+    "ResumableSampler",
     "SanitizeBoxes",
+    "SegPhotometricDistort",
+    "SemanticDataset",
+    "SemanticFiles",
+    "TestTimeAug",
     "ZoomOut",
     "check_dataset",
+    "check_masks",
     "ensure_shapes",
     "find_coco_json",
+    "find_semantic",
     "make_palette",
     "palette_for",
     "read_coco",
     "read_image",
+    "read_mask",
+    "semantic_from_panoptic",
     "write_shapes",
 ]

@@ -7,25 +7,23 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from mmengine.logging import print_log
-from torch.utils.data import Dataset
 
 from mmvit.data.annotations import CocoAnnotations, read_coco
+from mmvit.data.base import PictureDataset
 from mmvit.data.classes import palette_for
 from mmvit.data.folder import find_image_dir
 from mmvit.errors import UserError
-from mmvit.registry import DATASETS, TRANSFORMS
+from mmvit.registry import DATASETS
 
 
 @DATASETS.register_module()
-class CocoDetection(Dataset):
+class CocoDetection(PictureDataset):
     """Pictures with boxes (and instance masks) from a COCO annotation file.
 
-    ``dataset[(index, seed)]`` runs the pipeline with ``sample["rng"] = numpy.random.default_rng(seed)``; ``dataset[index]``
-    takes the index as seed. A sample therefore depends on these two numbers only. Label k is class
+    ``dataset[(index, seed)]`` is the sample of a seed (see `PictureDataset`). Label k is class
     ``metainfo["classes"][k]`` with category id ``cat_ids[k]``; the file's ids may start at 0 or 1 and have gaps. Crowd
     regions and boxes without extent inside their picture are left out (the metric reads crowds from the file); how many is
     logged once.
@@ -58,38 +56,22 @@ class CocoDetection(Dataset):
         self.img_dir = _existing_folder(img_dir, self.annotations) if img_dir is not None else find_image_dir(self.annotations)
         self.test_mode = test_mode
         self.with_mask = with_mask
-        self.pipeline = [TRANSFORMS.build(step) if isinstance(step, dict) else step for step in pipeline]
 
         chosen = self.annotations.select_classes(classes)
         self.cat_ids = [self.annotations.cat_ids[i] for i in chosen]
         names = tuple(self.annotations.classes[i] for i in chosen)
-        self._metainfo = {"classes": names, "palette": palette_for(names), "cat_ids": list(self.cat_ids)}
+        super().__init__(pipeline, {"classes": names, "palette": palette_for(names), "cat_ids": list(self.cat_ids)})
         self._labels = np.full(len(self.annotations.classes), -1, dtype=np.int64)
         self._labels[list(chosen)] = np.arange(len(chosen))
         self._boxes = self.annotations.clipped_boxes().astype(np.float32)
         self._usable = self._find_usable()
         self._images = self._choose_images(filter_empty and not test_mode)
 
-    @property
-    def metainfo(self) -> dict:
-        """``classes`` (names in label order), ``palette`` (their RGB colours), ``cat_ids``. A copy."""
-        return {key: type(value)(value) for key, value in self._metainfo.items()}
-
     def __len__(self) -> int:
         return len(self._images)
 
-    def __getitem__(self, index: int | tuple[int, int]) -> Any:
-        index, seed = index if isinstance(index, tuple) else (index, index)
-        sample = self.get_sample(index)
-        sample["rng"] = np.random.default_rng(seed)
-        for step in self.pipeline:
-            sample = step(sample)
-        return sample
-
-    def get_sample(self, index: int) -> dict:
-        """The sample before the pipeline: where the picture lies and its ``instances`` (bbox xyxy, label, segmentation)."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"index {index} in a dataset of {len(self)} pictures")
+    def _sample(self, index: int) -> dict:
+        """Where the picture lies and its ``instances`` (bbox xyxy, label, segmentation)."""
         image = self._images[index]
         source = self.annotations
         height, width = source.sizes[image].tolist()

@@ -16,7 +16,7 @@ EXPECTED = """Expected one of
   train.json, val.json, images/                                          (names that hold 'train' and 'val')
   one json for both training and validation, pictures in images/ or beside it"""
 
-_SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "minival"), "test": ("test", "testing")}
+SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "minival"), "test": ("test", "testing")}
 _MANY = 50  # a folder with more json files holds one for each picture, of some other format
 _SNIFFED_WHOLE = 64 << 20  # bytes; of larger files only this much is looked at
 
@@ -72,7 +72,7 @@ def _image_places(json_path: Path, root: Path | None) -> list[Path]:
     beside, above = json_path.parent, json_path.parent.parent
     stem = re.sub(r"^(instances|annotations?|coco|bbox|detection)[_\-.]*", "", json_path.stem)
     split = _split_of(json_path, beside)
-    names = [name for name in (stem, *(_SPLITS[split] if split else ())) if name]
+    names = [name for name in (stem, *(SPLITS[split] if split else ())) if name]
     bases = [beside, above] if root is None else [beside, *([above] if root in (above, *above.parents) else []), root]
     places = []
     for base in bases:
@@ -84,7 +84,7 @@ def _image_places(json_path: Path, root: Path | None) -> list[Path]:
 def _choose(root: Path, files: list[Path]) -> tuple[Path, Path]:
     """The training and the validation file among the detection files of `root`."""
     if not files:
-        raise UserError(f"{root}: no COCO-style detection json found ({_inventory(root)}).\n{EXPECTED}")
+        raise UserError(f"{root}: no COCO-style detection json found ({inventory(root)}).\n{EXPECTED}")
     if len(files) == 1:
         return files[0], files[0]
     groups: dict[str | None, list[Path]] = {}
@@ -109,7 +109,7 @@ def _split_of(file: Path, root: Path) -> str | None:
         parts.append(root.name)
     for part in parts:
         words = set(re.split(r"[^a-z]+", part.lower()))
-        for split, names in _SPLITS.items():
+        for split, names in SPLITS.items():
             if words & set(names):
                 return split
     return None
@@ -147,6 +147,7 @@ def _is_detection(file: Path) -> bool:
     return not annotations or (isinstance(annotations[0], dict) and "bbox" in annotations[0])
 
 
-def _inventory(root: Path) -> str:
+def inventory(root: Path) -> str:
+    """The names in a folder, in a line."""
     names = [item.name + ("/" if item.is_dir() else "") for item in sorted(root.iterdir())]
     return f"found: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}" if names else "the folder is empty"

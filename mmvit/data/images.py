@@ -15,6 +15,8 @@ from mmvit.errors import UserError
 
 ImageLike = Union[str, "os.PathLike[str]", bytes, np.ndarray, Image.Image]
 
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".jp2", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp", ".avif")
+
 _PNG, _TIFF = b"\x89PNG\r\n\x1a\n", (b"II*\x00", b"MM\x00*")
 
 

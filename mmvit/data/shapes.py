@@ -37,6 +37,7 @@ import numpy as np
 from pycocotools import mask as mask_tools
 
 from mmvit.data.classes import make_palette
+from mmvit.data.files import draft_folder
 from mmvit.errors import UserError, did_you_mean
 
 THINGS = ("circle", "triangle", "square", "star", "cross", "ring", "bar", "moon")
@@ -340,14 +341,9 @@ def write_shapes(root: str | Path, **settings: object) -> Path:
     root = Path(root)
     if root.exists() and (not root.is_dir() or (any(root.iterdir()) and _manifest_digest(root) is None)):
         raise UserError(f"{root}: exists and is not a shapes folder; it would be overwritten. Choose another folder")
-    root.absolute().parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.absolute().parent))
-    try:
-        draft.chmod(0o755)
+    with draft_folder(root) as draft:
         _write_files(draft, chosen)
         _publish(draft, root, chosen.digest())
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return root
 
 

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from mmengine.structures import BaseDataElement, InstanceData
+from mmengine.structures import BaseDataElement, InstanceData, PixelData
+
+
+def _field(name: str, kind: type) -> property:
+    """A data field of a `BaseDataElement` that accepts values of one type only."""
+    private = f"_{name}"
+    return property(
+        lambda self: getattr(self, private),
+        lambda self, value: self.set_field(value, private, dtype=kind),
+        lambda self: delattr(self, private),
+    )
 
 
 class DataSample(BaseDataElement):
@@ -12,28 +22,11 @@ class DataSample(BaseDataElement):
     ``gt_instances``: `InstanceData` with ``bboxes`` float32 (n, 4), xyxy in pixels of the network input, and ``labels``
     int64 (n,); with masks also ``masks`` bool (n, H, W). ``pred_instances``: `InstanceData` with ``bboxes`` float32 (k, 4),
     xyxy in pixels of the original picture, ``scores`` (k,), ``labels`` (k,).
+    ``gt_sem_seg``: `PixelData` with ``data`` uint8 (1, h, w), the class of every pixel, 255 = none. ``pred_sem_seg``: the same
+    (1, H, W) at the size of the original picture.
     """
 
-    @property
-    def gt_instances(self) -> InstanceData:
-        return self._gt_instances
-
-    @gt_instances.setter
-    def gt_instances(self, value: InstanceData) -> None:
-        self.set_field(value, "_gt_instances", dtype=InstanceData)
-
-    @gt_instances.deleter
-    def gt_instances(self) -> None:
-        del self._gt_instances
-
-    @property
-    def pred_instances(self) -> InstanceData:
-        return self._pred_instances
-
-    @pred_instances.setter
-    def pred_instances(self, value: InstanceData) -> None:
-        self.set_field(value, "_pred_instances", dtype=InstanceData)
-
-    @pred_instances.deleter
-    def pred_instances(self) -> None:
-        del self._pred_instances
+    gt_instances = _field("gt_instances", InstanceData)
+    pred_instances = _field("pred_instances", InstanceData)
+    gt_sem_seg = _field("gt_sem_seg", PixelData)
+    pred_sem_seg = _field("pred_sem_seg", PixelData)

@@ -1,8 +1,8 @@
-"""Loading, augmentation and packing of detection samples.
+"""Loading, augmentation and packing of detection samples; those of semantic segmentation are in `transforms_semantic`.
 
 Every transform is a callable ``sample -> sample`` on the dict that the dataset makes; see `LoadImage`, `LoadAnnotations`
 and `PackDetInputs` for its keys. Random ones draw from ``sample["rng"]`` only. Boxes, labels and masks stay in step: boxes
-are float32 (n, 4) xyxy in pixels of ``img``, masks bool (n, H, W).
+are float32 (n, 4) xyxy in pixels of ``img``, masks bool (n, H, W), the semantic map ``gt_sem_seg`` uint8 (H, W).
 
 The augmentations have the semantics of torchvision's v2 transforms, which RT-DETR was trained with (spec: RT-DETR, arXiv
 2304.08069, official PyTorch configuration).
@@ -22,10 +22,10 @@ from pycocotools import mask as mask_tools
 
 from mmvit.data.images import read_image
 from mmvit.data.structures import DataSample
-from mmvit.errors import UserError
+from mmvit.errors import UserError, did_you_mean
 from mmvit.registry import TRANSFORMS
 
-_META_KEYS = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor", "flip")
+META_KEYS = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor", "flip")
 
 
 @TRANSFORMS.register_module()
@@ -108,52 +108,6 @@ def _decode_segmentation(instance: dict, sample: dict) -> np.ndarray:
     return mask
 
 
-@TRANSFORMS.register_module()
-class PhotometricDistort:
-    """Brightness, contrast, saturation, hue and channel order, each changed with probability `p` (torchvision's
-    RandomPhotometricDistort). Contrast comes before saturation and hue or after them, with equal probability.
-
-    As in torchvision: brightness scales the pixels; contrast blends with the mean grey, saturation with the grey of each pixel;
-    hue turns by a fraction of the colour circle. Every step rounds to uint8.
-    """
-
-    def __init__(
-        self,
-        p: float = 0.5,
-        brightness: Sequence[float] = (0.875, 1.125),
-        contrast: Sequence[float] = (0.5, 1.5),
-        saturation: Sequence[float] = (0.5, 1.5),
-        hue: Sequence[float] = (-0.05, 0.05),
-    ) -> None:
-        self.p = _probability(p)
-        self.brightness = _interval("brightness", brightness, 0.0)
-        self.contrast = _interval("contrast", contrast, 0.0)
-        self.saturation = _interval("saturation", saturation, 0.0)
-        self.hue = _interval("hue", hue, -0.5, 0.5)
-
-    def __call__(self, sample: dict) -> dict:
-        rng, image = sample["rng"], sample["img"]
-        use_brightness, use_contrast, use_saturation, use_hue, permute = rng.random(5) < self.p
-        contrast_first = rng.random() < 0.5
-        brightness, contrast, saturation, hue = (
-            rng.uniform(*bounds) for bounds in (self.brightness, self.contrast, self.saturation, self.hue)
-        )
-        if use_brightness:
-            image = adjust_brightness(image, brightness)
-        if use_contrast and contrast_first:
-            image = adjust_contrast(image, contrast)
-        if use_saturation:
-            image = adjust_saturation(image, saturation)
-        if use_hue:
-            image = adjust_hue(image, hue)
-        if use_contrast and not contrast_first:
-            image = adjust_contrast(image, contrast)
-        if permute:
-            image = np.ascontiguousarray(image[..., rng.permutation(3)])
-        sample["img"] = image
-        return sample
-
-
 def adjust_brightness(image: np.ndarray, factor: float) -> np.ndarray:
     """uint8 (H, W, 3) times `factor`, saturating."""
     return cv2.LUT(image, _table(np.arange(256) * factor))
@@ -186,14 +140,67 @@ def _table(values: np.ndarray) -> np.ndarray:
 
 
 @TRANSFORMS.register_module()
+class PhotometricDistort:
+    """Brightness, contrast, saturation, hue and channel order, each changed with probability `p` (torchvision's
+    RandomPhotometricDistort). Contrast comes before saturation and hue or after them, with equal probability.
+
+    As in torchvision: brightness scales the pixels; contrast blends with the mean grey, saturation with the grey of each pixel;
+    hue turns by a fraction of the colour circle. Every step rounds to uint8.
+    """
+
+    LIMITS = {"brightness": (0.0, float("inf")), "hue": (-0.5, 0.5)}  # of the arguments
+    PERMUTES = True  # the channels, with probability `p`
+    adjust_brightness = staticmethod(adjust_brightness)
+    adjust_contrast = staticmethod(adjust_contrast)
+    adjust_saturation = staticmethod(adjust_saturation)
+    adjust_hue = staticmethod(adjust_hue)
+
+    def __init__(
+        self,
+        p: float = 0.5,
+        brightness: Sequence[float] = (0.875, 1.125),
+        contrast: Sequence[float] = (0.5, 1.5),
+        saturation: Sequence[float] = (0.5, 1.5),
+        hue: Sequence[float] = (-0.05, 0.05),
+    ) -> None:
+        self.p = probability(p)
+        self.brightness = interval("brightness", brightness, *self.LIMITS["brightness"])
+        self.contrast = interval("contrast", contrast, 0.0)
+        self.saturation = interval("saturation", saturation, 0.0)
+        self.hue = interval("hue", hue, *self.LIMITS["hue"])
+
+    def __call__(self, sample: dict) -> dict:
+        rng, image = sample["rng"], sample["img"]
+        use_brightness, use_contrast, use_saturation, use_hue, permute = rng.random(5) < self.p
+        contrast_first = rng.random() < 0.5
+        brightness, contrast, saturation, hue = (
+            rng.uniform(*bounds) for bounds in (self.brightness, self.contrast, self.saturation, self.hue)
+        )
+        if use_brightness:
+            image = self.adjust_brightness(image, brightness)
+        if use_contrast and contrast_first:
+            image = self.adjust_contrast(image, contrast)
+        if use_saturation:
+            image = self.adjust_saturation(image, saturation)
+        if use_hue:
+            image = self.adjust_hue(image, hue)
+        if use_contrast and not contrast_first:
+            image = self.adjust_contrast(image, contrast)
+        if permute and self.PERMUTES:
+            image = np.ascontiguousarray(image[..., rng.permutation(3)])
+        sample["img"] = image
+        return sample
+
+
+@TRANSFORMS.register_module()
 class ZoomOut:
     """With probability `p`, puts the picture at a random place of a canvas, `side_range` times as high and wide (one
     factor), filled with `fill` (torchvision's RandomZoomOut).
     """
 
     def __init__(self, p: float = 0.5, side_range: Sequence[float] = (1.0, 4.0), fill: int = 0) -> None:
-        self.p = _probability(p)
-        self.side_range = _interval("side_range", side_range, 1.0)
+        self.p = probability(p)
+        self.side_range = interval("side_range", side_range, 1.0)
         if not (isinstance(fill, Real) and 0 <= fill <= 255):
             raise UserError(f"ZoomOut: fill must lie in 0..255, got {fill!r}")
         self.fill = int(fill)
@@ -239,9 +246,9 @@ class IoUCrop:
         options: Sequence[float] = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0),
         trials: int = 40,
     ) -> None:
-        self.p = _probability(p)
-        self.scale = _interval("min_scale, max_scale", (min_scale, max_scale), 0.0, 1.0)
-        self.aspect = _interval("min_aspect_ratio, max_aspect_ratio", (min_aspect_ratio, max_aspect_ratio), 0.0)
+        self.p = probability(p)
+        self.scale = interval("min_scale, max_scale", (min_scale, max_scale), 0.0, 1.0)
+        self.aspect = interval("min_aspect_ratio, max_aspect_ratio", (min_aspect_ratio, max_aspect_ratio), 0.0)
         if not len(options) or max(options) < 1.0 or min(options) < 0:
             raise UserError(
                 f"IoUCrop: options must be IoUs >= 0, one of them 1 or more (no crop, which ends the search), got {options!r}"
@@ -320,7 +327,7 @@ class Flip:
     """With probability `p`, mirrors the picture left-right."""
 
     def __init__(self, p: float = 0.5) -> None:
-        self.p = _probability(p)
+        self.p = probability(p)
 
     def __call__(self, sample: dict) -> dict:
         if sample["rng"].random() >= self.p:
@@ -333,16 +340,21 @@ class Flip:
             sample["gt_bboxes"] = np.stack([width - x2, y1, width - x1, y2], axis=1)
         if "gt_masks" in sample:
             sample["gt_masks"] = sample["gt_masks"][..., ::-1]
+        if "gt_sem_seg" in sample:
+            sample["gt_sem_seg"] = cv2.flip(sample["gt_sem_seg"], 1)
         return sample
 
 
 @TRANSFORMS.register_module()
 class Resize:
-    """Resizes to `size` = (height, width), or an integer for both, with Pillow's filters, which antialias when they shrink:
-    bilinear is what the published RT-DETR figures were measured with.
+    """Resizes to `size` = (height, width), or an integer for both.
 
-    keep_ratio: fit inside `size` instead, without distortion. Masks use nearest neighbours. ``scale_factor`` (w, h) is
-        multiplied by the change of size.
+    keep_ratio: without distortion, as large as possible with the long side at most ``max(size)`` and the short side at most
+        ``min(size)`` pixels, whichever of them is upright.
+    interpolation: "nearest", "bilinear" and "bicubic" are Pillow's filters, which antialias when they shrink: bilinear is what
+        the published RT-DETR figures were measured with. "cv2_bilinear" is OpenCV's, which does not: that of the published
+        segmentation figures.
+    Masks and ``gt_sem_seg`` use nearest neighbours. ``scale_factor`` (w, h) is multiplied by the change of size.
     """
 
     FILTERS = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -351,32 +363,56 @@ class Resize:
         pair = (size, size) if isinstance(size, int) else tuple(size)
         if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
             raise UserError(f"Resize: size must be (height, width) in whole pixels, got {size!r}")
-        if interpolation not in self.FILTERS:
-            raise UserError(f"Resize: interpolation must be one of {', '.join(self.FILTERS)}, got {interpolation!r}")
         self.size = pair
         self.keep_ratio = keep_ratio
-        self.interpolation = interpolation
+        self.interpolation = check_interpolation(interpolation)
 
     def __call__(self, sample: dict) -> dict:
-        old_height, old_width = sample["img"].shape[:2]
-        height, width = self._target(old_height, old_width)
-        factor = (width / old_width, height / old_height)
-        if (height, width) != (old_height, old_width):
-            picture = Image.fromarray(np.ascontiguousarray(sample["img"]))
-            sample["img"] = np.array(picture.resize((width, height), self.FILTERS[self.interpolation]))
-        before = sample.get("scale_factor", (1.0, 1.0))
-        sample.update(img_shape=(height, width), scale_factor=(before[0] * factor[0], before[1] * factor[1]))
-        if "gt_bboxes" in sample:
-            sample["gt_bboxes"] = sample["gt_bboxes"] * np.array(factor * 2, dtype=np.float32)
-        if "gt_masks" in sample:
-            sample["gt_masks"] = _resize_masks(sample["gt_masks"], height, width)
-        return sample
+        height, width = sample["img"].shape[:2]
+        return resize_sample(sample, rescaled((height, width), self.size) if self.keep_ratio else self.size, self.interpolation)
 
-    def _target(self, height: int, width: int) -> tuple[int, int]:
-        if not self.keep_ratio:
-            return self.size
-        factor = min(self.size[0] / height, self.size[1] / width)
-        return max(1, round(height * factor)), max(1, round(width * factor))
+
+def rescaled(shape: tuple[int, int], limits: Sequence[float]) -> tuple[int, int]:
+    """(height, width) of a picture of `shape` (height, width) scaled to the largest size whose long side is at most
+    ``max(limits)`` and whose short side is at most ``min(limits)`` pixels.
+    """
+    factor = min(max(limits) / max(shape), min(limits) / min(shape))
+    return max(1, int(shape[0] * factor + 0.5)), max(1, int(shape[1] * factor + 0.5))
+
+
+def check_interpolation(name: str) -> str:
+    """`name`; UserError if `resize_image` does not know it."""
+    known = (*Resize.FILTERS, "cv2_bilinear")
+    if name not in known:
+        raise UserError(f"interpolation must be one of {', '.join(known)}, got {name!r}.{did_you_mean(name, known)}")
+    return name
+
+
+def resize_image(image: np.ndarray, shape: tuple[int, int], interpolation: str) -> np.ndarray:
+    """uint8 (H, W, 3) to `shape` (height, width); see `Resize` for `interpolation`."""
+    if image.shape[:2] == tuple(shape):
+        return image
+    if interpolation == "cv2_bilinear":
+        return cv2.resize(image, shape[::-1], interpolation=cv2.INTER_LINEAR)
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    return np.array(picture.resize(shape[::-1], Resize.FILTERS[interpolation]))
+
+
+def resize_sample(sample: dict, shape: tuple[int, int], interpolation: str) -> dict:
+    """The picture and all that is annotated on it, resized to `shape` (height, width)."""
+    old_height, old_width = sample["img"].shape[:2]
+    height, width = shape
+    factor = (width / old_width, height / old_height)
+    sample["img"] = resize_image(sample["img"], shape, interpolation)
+    before = sample.get("scale_factor", (1.0, 1.0))
+    sample.update(img_shape=(height, width), scale_factor=(before[0] * factor[0], before[1] * factor[1]))
+    if "gt_bboxes" in sample:
+        sample["gt_bboxes"] = sample["gt_bboxes"] * np.array(factor * 2, dtype=np.float32)
+    if "gt_masks" in sample:
+        sample["gt_masks"] = _resize_masks(sample["gt_masks"], height, width)
+    if "gt_sem_seg" in sample and sample["gt_sem_seg"].shape != (height, width):
+        sample["gt_sem_seg"] = cv2.resize(sample["gt_sem_seg"], (width, height), interpolation=cv2.INTER_NEAREST)
+    return sample
 
 
 def _resize_masks(masks: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -393,7 +429,7 @@ class PackDetInputs:
     """
 
     def __call__(self, sample: dict) -> dict:
-        data_sample = DataSample(metainfo={key: sample[key] for key in _META_KEYS if key in sample})
+        data_sample = DataSample(metainfo={key: sample[key] for key in META_KEYS if key in sample})
         if "gt_bboxes" in sample:
             instances = InstanceData(
                 bboxes=torch.from_numpy(sample["gt_bboxes"].astype(np.float32)),
@@ -402,8 +438,12 @@ class PackDetInputs:
             if "gt_masks" in sample:
                 instances.masks = torch.from_numpy(np.ascontiguousarray(sample["gt_masks"]))
             data_sample.gt_instances = instances
-        image = torch.from_numpy(np.ascontiguousarray(sample["img"].transpose(2, 0, 1)))
-        return {"inputs": image, "data_samples": data_sample}
+        return {"inputs": image_tensor(sample["img"]), "data_samples": data_sample}
+
+
+def image_tensor(image: np.ndarray) -> torch.Tensor:
+    """uint8 (H, W, 3) as uint8 (3, H, W)."""
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
 def _keep_objects(sample: dict, keep: np.ndarray) -> None:
@@ -417,13 +457,13 @@ def _clip(boxes: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     return np.clip(boxes, 0, np.array([shape[1], shape[0]] * 2, dtype=np.float32))
 
 
-def _probability(p: float) -> float:
+def probability(p: float) -> float:
     if not (isinstance(p, Real) and 0 <= p <= 1):
         raise UserError(f"p must be a probability in 0..1, got {p!r}")
     return float(p)
 
 
-def _interval(name: str, bounds: Sequence[float], least: float, most: float = float("inf")) -> tuple[float, float]:
+def interval(name: str, bounds: Sequence[float], least: float, most: float = float("inf")) -> tuple[float, float]:
     if len(bounds) != 2 or not least <= bounds[0] <= bounds[1] <= most:
         raise UserError(f"{name} must be a pair (low, high) with {least:g} <= low <= high <= {most:g}, got {bounds!r}")
     return float(bounds[0]), float(bounds[1])

@@ -1,4 +1,4 @@
-"""From a name, an address or a path to a local checkpoint file: download once, resume, check."""
+"""From a name, an address or a path to a local file, of a checkpoint mostly: download once, resume, check."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from mmvit.errors import UserError, did_you_mean
-from mmvit.weights.catalogue import FILES, Published, backbone_url, index, is_published, published
+from mmvit.weights.catalogue import FILES, Published, backbones, index, is_published, published, published_backbone
 
 TIMEOUT = 30.0  # seconds without a byte
 ATTEMPTS = 3  # in a row that bring nothing new
@@ -54,19 +54,41 @@ def resolve(name_or_path: str | os.PathLike[str], progress: bool = True) -> Path
     """
     word = os.fspath(name_or_path)
     if is_published(word):
-        entry = published(word)
-        return _packaged(entry) if entry.packaged else _fetch(str(entry.url), cache_dir() / entry.file_name, progress)
-    url = backbone_url(word)
-    if url:
-        return _fetch(url, cache_dir() / _file_name(url), progress)
+        return _published(published(word), progress)
+    backbone = published_backbone(word)
+    if backbone:
+        return _fetch(backbone.url, cache_dir() / _file_name(backbone.url), progress, backbone.sha256)
     if word.startswith(("http://", "https://")):
         # Two addresses may end in the same file name.
         return _fetch(word, cache_dir() / f"{hashlib.sha256(word.encode()).hexdigest()[:8]}-{_file_name(word)}", progress)
     return _local(word)
 
 
+def fetch(url: str, target: Path, progress: bool = True) -> Path:
+    """`target`, downloaded from `url` unless it is there: resumed, by one process at a time, its SHA-256 recorded beside it.
+
+    Raises:
+        UserError: failed download, full disk, or a file that has changed since it was downloaded.
+    """
+    return _fetch(url, target, progress)
+
+
 def _file_name(url: str) -> str:
     return unquote(urlsplit(url).path.rsplit("/", 1)[-1]) or "weights"
+
+
+def _published(entry: Published, progress: bool) -> Path:
+    if entry.packaged:
+        return _packaged(entry)
+    target = cache_dir() / entry.file_name
+    if entry.url:
+        return _fetch(entry.url, target, progress, entry.sha256)
+    if not target.is_file():
+        raise UserError(
+            f"the weights of {entry.name} have no address for a download: get the checkpoint by hand from {entry.page} "
+            f"and save it as {target}"
+        )
+    return _checked(f"the checkpoint of {entry.page}", target, entry.sha256)
 
 
 def _packaged(entry: Published) -> Path:
@@ -85,8 +107,8 @@ def _local(word: str) -> Path:
     if os.sep in word or "/" in word or path.suffix in _SUFFIXES:
         raise UserError(f"checkpoint {path} does not exist: check the path")
     raise UserError(
-        f"{word!r} is neither a file nor the name of published weights.{did_you_mean(word, index())} "
-        f"Known names: {', '.join(index())}"
+        f"{word!r} is neither a file nor the name of published weights.{did_you_mean(word, [*index(), *backbones()])} "
+        "`mmvit.weights.index()` and `mmvit.weights.backbones()` hold all names."
     )
 
 
@@ -127,53 +149,64 @@ def _record_sha256(path: Path, digest: str) -> None:
     os.replace(temporary, _sidecar(path))
 
 
-def _fetch(url: str, target: Path, progress: bool) -> Path:
-    """`target`, downloaded from `url` unless it is there. One process downloads, others that want the file wait for it."""
+def _fetch(url: str, target: Path, progress: bool, digest: str | None = None) -> Path:
+    """`target`, downloaded from `url` unless it is there. One process downloads, others that want the file wait for it.
+
+    `digest`: the SHA-256 that the file must have, or the first digits of it, where known.
+    """
     if target.is_file():
-        return _checked(url, target)
+        return _checked(url, target, digest)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(target):
+        with lock(target, f"waiting for another process that downloads {target.name}"):
             if target.is_file():  # another process was faster
-                return _checked(url, target)
+                return _checked(url, target, digest)
             with _progress_bar(target.name, progress) as report:
-                _download(url, target, report)
+                _download(url, target, report, digest)
     except OSError as error:
         reason = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
         raise UserError(
-            f"cannot write {target} ({reason}): free space or make the folder writable, or choose another folder "
-            f"with the environment variable MMVIT_CACHE{_alternative(url)}"
+            f"cannot write {target} ({reason}): free space or make the folder writable, or choose another folder"
+            f"{' with the environment variable MMVIT_CACHE' if target.parent == cache_dir() else ''}{_alternative(url)}"
         ) from error
     return target
 
 
-def _checked(url: str, target: Path) -> Path:
+def _checked(url: str, target: Path, digest: str | None = None) -> Path:
     if check_sha256(target) is None:  # put there by hand
         with target.open("rb") as file:
             if _looks_like_html(file.read(512)):
-                raise UserError(f"{target} is a web page, not a checkpoint: delete it and save {url} in its place")
+                raise UserError(f"{target} is a web page, not the file: delete it and save {url} in its place")
+        actual = sha256(target)
+        if digest and not actual.startswith(digest):
+            raise UserError(
+                f"{target} is not the published file (SHA-256 is {actual}, that of {url} begins with {digest}): "
+                f"delete it and save {url} in its place"
+            )
         with contextlib.suppress(OSError):  # a read-only cache: nothing to record
-            _record_sha256(target, sha256(target))
+            _record_sha256(target, actual)
     return target
 
 
 @contextlib.contextmanager
-def _lock(target: Path) -> Iterator[None]:
-    """Exclusive between processes; released by the system when a process dies."""
+def lock(target: Path, waiting: str) -> Iterator[None]:
+    """Exclusive between processes, by ``<target>.lock``; released by the system when a process dies. `waiting` is said where
+    another process has it.
+    """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(str(target) + ".lock")
+    held = FileLock(str(target) + ".lock")
     try:
-        lock.acquire(timeout=0)
+        held.acquire(timeout=0)
     except Timeout:
-        print(f"waiting for another process that downloads {target.name}", file=sys.stderr)
-        lock.acquire()
+        print(waiting, file=sys.stderr)
+        held.acquire()
     except NotImplementedError as error:
         raise OSError(errno.ENOLCK, "this file system has no locks") from error
     try:
         yield
     finally:
-        lock.release()
+        held.release()
 
 
 @contextlib.contextmanager
@@ -199,8 +232,9 @@ def _progress_bar(name: str, show: bool) -> Iterator[Report]:
 
 def _alternative(url: str) -> str:
     """What else a user can do who wants a model (rather than a backbone to train on)."""
-    models = {entry.url for entry in index().values()}
-    return ", or use `--model rtdetr_shapes`, which needs no download" if url in models else ""
+    tasks = {entry.url: entry.task for entry in index().values() if entry.url}
+    packaged = [entry.name for entry in index().values() if entry.packaged and entry.task == tasks.get(url)]
+    return f", or use `--model {packaged[0]}`, which needs no download" if packaged else ""
 
 
 def _failure(url: str, target: Path, reason: str) -> UserError:
@@ -210,7 +244,7 @@ def _failure(url: str, target: Path, reason: str) -> UserError:
     )
 
 
-def _download(url: str, target: Path, report: Report) -> None:
+def _download(url: str, target: Path, report: Report, digest: str | None = None) -> None:
     """Download `url` to `target` by way of a ``.part`` file that a later attempt, or a later run, continues."""
     part = _Part(target)
     failures, best = 0, part.size
@@ -229,7 +263,11 @@ def _download(url: str, target: Path, report: Report) -> None:
     if not head or _looks_like_html(head):
         part.discard()
         raise _failure(url, target, f"the server sent {'a web page instead of the file' if head else 'an empty file'}")
-    _record_sha256(target, sha256(part.path))
+    actual = sha256(part.path)
+    if digest and not actual.startswith(digest):
+        part.discard()
+        raise _failure(url, target, f"the SHA-256 of what arrived is {actual}, that of the published file begins with {digest}")
+    _record_sha256(target, actual)
     os.replace(part.path, target)
     part.discard()
 
