@@ -1,4 +1,8 @@
-"""Detect objects in pictures and videos: ``python demo/image_demo.py img.jpg``. The same as ``mmvit predict``."""
+"""Find objects, or the class of every pixel, in pictures and videos. The same as ``mmvit predict``.
+
+``python demo/image_demo.py img.jpg`` draws boxes, ``python demo/image_demo.py street.jpg --model segformer_mit_b0_cityscapes``
+colours every pixel by its class.
+"""
 
 import sys
 

@@ -251,7 +251,7 @@ def test_files_that_are_no_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 class Fixed(nn.Module):
     """Follows the model contract: remembers its inputs and finds two objects at fixed places of the network input."""
 
-    num_classes, eval_size = 80, (32, 64)
+    num_classes, task, eval_resize = 80, "detection", {"size": (32, 64)}
 
     def __init__(self) -> None:
         super().__init__()
@@ -356,13 +356,13 @@ def build(cfg: Config) -> nn.Module:
 def test_a_checkpoint_of_a_run_says_model_classes_and_size(run_checkpoint: Path, tmp_path: Path) -> None:
     picture = RNG.integers(0, 256, (50, 90, 3), dtype=np.uint8)
     predictor = Predictor(checkpoint=run_checkpoint, device="cpu")
-    assert predictor.resize.size == (96, 96) and predictor.model.arch == "debug" and len(predictor.classes) > 3
+    assert predictor.steps[0].size == (96, 96) and predictor.model.arch == "debug" and len(predictor.classes) > 3
     found = predictor(picture)[0]
     assert {one["category_id"] % 10 for one in found.to_coco(1)} == {0}
     (tmp_path / "mine.py").write_text("model = dict(type='RTDETR', arch='debug', backbone_pretrained=True)")
     for arguments in ({"model": "rtdetr_debug"}, {"config": tmp_path / "mine.py"}):
         other = Predictor(checkpoint=run_checkpoint, device="cpu", **arguments)
-        assert other.resize.size == (96, 96) and other.classes == predictor.classes
+        assert other.steps[0].size == (96, 96) and other.classes == predictor.classes
         np.testing.assert_array_equal(other(picture)[0].boxes, found.boxes)
 
 

@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mmvit.data.images import read_image
-    from mmvit.inference.draw import draw_detections
-    from mmvit.inference.predictor import Detections, Predictor
+    from mmvit.inference.draw import draw_detections, draw_segmentation
+    from mmvit.inference.predictor import Predictor
+    from mmvit.inference.results import Detections, Segmentation
 
-__all__ = ["Detections", "Predictor", "draw_detections", "read_image"]
+__all__ = ["Detections", "Predictor", "Segmentation", "draw_detections", "draw_segmentation", "read_image"]
 
 _HOME = {
-    "Detections": "inference.predictor",
+    "Detections": "inference.results",
     "Predictor": "inference.predictor",
+    "Segmentation": "inference.results",
     "draw_detections": "inference.draw",
+    "draw_segmentation": "inference.draw",
     "read_image": "data.images",
 }
 

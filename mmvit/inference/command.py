@@ -18,7 +18,8 @@ from mmvit.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
 
-    from mmvit.inference.predictor import Detections, Predictor
+    from mmvit.inference.predictor import Predictor
+    from mmvit.inference.results import Detections, Segmentation
     from mmvit.inference.sources import Source
 
 T = TypeVar("T")
@@ -27,7 +28,11 @@ T = TypeVar("T")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `run`."""
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="picture, video, folder or pattern ('dir/**/*.jpg')")
-    parser.add_argument("--model", help="published model: rtdetr_r50 (the default), rtdetr_shapes (needs no download) ...")
+    parser.add_argument(
+        "--model",
+        help="model: rtdetr_r50 (boxes; the default), segformer_mit_b0_ade20k (the class of every pixel) ...; rtdetr_shapes, "
+        "vwformer_shapes: no download",
+    )
     parser.add_argument("--config", metavar="FILE", help="training config of --checkpoint, in place of --model")
     parser.add_argument(
         "--checkpoint",
@@ -35,24 +40,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="weights: file, address or published name; one of a training run needs neither --model nor --config",
     )
     parser.add_argument("--out", metavar="DIR", default="outputs", help="folder to write to (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print the detections as json on stdout, the report on stderr")
+    parser.add_argument("--json", action="store_true", help="print the results as json on stdout, the report on stderr")
     parser.add_argument(
         "--score-thr",
         type=float,
         default=0.5,
         metavar="S",
-        help="leave out detections below this score, drawn and in the json (default: %(default)s)",
+        help="boxes: leave out those below this score, drawn and in the json (default: %(default)s)",
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: CUDA where there is one)")
     parser.add_argument(
         "--batch-size", type=int, default=1, metavar="N", help="pictures per forward pass (default: %(default)s)"
     )
     parser.add_argument("--deploy", action="store_true", help="fold batch norm and branches first: same results, faster")
+    parser.add_argument(
+        "--opacity",
+        type=float,
+        default=0.5,
+        metavar="O",
+        help="segmentation: how much the colours cover the picture, 0 to 1 (default: %(default)s)",
+    )
+    parser.add_argument("--tta", action="store_true", help="segmentation: average over six scales and mirrored views")
+    parser.add_argument("--slide", action="store_true", help="segmentation: predict large pictures window by window")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Detect objects in pictures and videos, draw them and write them as COCO-style json.
+    """Find objects (boxes) or the class of every pixel (segmentation) in pictures and videos; draw them and write a json.
 
+    The json holds boxes as COCO results, segmentations as pixels of each class; beside it lie PNG files of class numbers.
     Returns 1 if any input failed (the others are done all the same), else 0.
     """
     from mmvit.inference.predictor import Predictor
@@ -60,6 +75,8 @@ def run(args: argparse.Namespace) -> int:
 
     if not 0 <= args.score_thr <= 1:
         raise UserError(f"--score-thr is {args.score_thr:g}: give a number from 0 to 1")
+    if not 0 <= args.opacity <= 1:
+        raise UserError(f"--opacity is {args.opacity:g}: give a number from 0 to 1")
     sources = expand(args.inputs)
     report = _Report(sys.stderr if args.json else sys.stdout)
     usable = [source for source in sources if source.error is None]
@@ -76,8 +93,11 @@ def run(args: argparse.Namespace) -> int:
             score_thr=args.score_thr,
             batch_size=args.batch_size,
             deploy=args.deploy,
+            tta=args.tta,
+            slide=args.slide,
         )
-        job = _Job(predictor, out, report)
+        kind = _Regions(out, args.opacity) if predictor.task == "semantic" else _Boxes(args.score_thr)
+        job = _Job(predictor, kind, out, report)
         try:
             job.pictures([source for source in usable if not source.is_video])
             for source in usable:
@@ -135,23 +155,102 @@ class _Output:
         self.write(path, json.dumps(value, indent=1).encode())
 
 
+class _Boxes:
+    """What the command does with `Detections`."""
+
+    def __init__(self, score_thr: float) -> None:
+        self.score_thr = score_thr
+
+    def draw(self, image: np.ndarray, found: Detections, in_video: bool = False) -> np.ndarray:
+        """uint8 (H, W, 3) with boxes."""
+        from mmvit.inference.draw import draw_detections
+
+        return draw_detections(image, found)
+
+    def save_beside(self, path: Path, found: Detections) -> dict[str, Any]:
+        """Nothing is written beside the drawn picture."""
+        return {}
+
+    def to_json(self, found: Detections, image_id: int) -> list[dict[str, Any]]:
+        """What the list of all pictures holds of one."""
+        return found.to_coco(image_id)
+
+    def frame_json(self, found: Detections, number: int) -> dict[str, Any]:
+        """What the listing of a video holds of one frame."""
+        return {"detections": found.to_coco(number)}
+
+    def listed(self, results: Sequence[dict[str, Any]]) -> str:
+        """What the list of all pictures holds, for the report."""
+        return f"{len(results)} detections"
+
+    def summary(self, found: Detections) -> str:
+        """A few words for the report."""
+        if not len(found):
+            return f"no objects with a score of {self.score_thr:g} or more"
+        names = Counter(found.names).most_common(4)
+        listed = ", ".join(f"{count} {name}" for name, count in names)
+        rest = "" if len(set(found.names)) <= len(names) else ", ..."
+        return f"{len(found)} object{'s' if len(found) > 1 else ''} ({listed}{rest})"
+
+
+class _Regions:
+    """What the command does with a `Segmentation`."""
+
+    _VIDEO_ROWS = 3  # of the legend
+
+    def __init__(self, out: _Output, opacity: float) -> None:
+        self.out, self.opacity = out, opacity
+
+    def draw(self, image: np.ndarray, found: Segmentation, in_video: bool = False) -> np.ndarray:
+        """uint8 (h, w, 3) with colours and a legend; of one size for all frames of a video."""
+        from mmvit.inference.draw import draw_segmentation
+
+        return draw_segmentation(image, found, self.opacity, self._VIDEO_ROWS if in_video else None)
+
+    def save_beside(self, path: Path, found: Segmentation) -> dict[str, Any]:
+        """Write the PNG of class numbers of picture `path`; its name for the json."""
+        index = self.out.path(f"{path.stem}_index", ".png")
+        self.out.write(index, found.index_png())
+        return {"index_file": str(index)}
+
+    def to_json(self, found: Segmentation, image_id: int) -> list[dict[str, Any]]:
+        """What the list of all pictures holds of one."""
+        return [{"image_id": image_id, **found.to_dict()}]
+
+    def frame_json(self, found: Segmentation, number: int) -> dict[str, Any]:
+        """What the listing of a video holds of one frame."""
+        return {"classes": found.to_dict()["classes"]}
+
+    def listed(self, results: Sequence[dict[str, Any]]) -> str:
+        """What the list of all pictures holds, for the report."""
+        return "their classes with pixel counts"
+
+    def summary(self, found: Segmentation) -> str:
+        """A few words for the report."""
+        from mmvit.inference.draw import percent
+
+        shares = list(found.shares().items())
+        listed = ", ".join(f"{name} {percent(share)}" for name, share in shares[:4])
+        return f"{len(shares)} class{'es' if len(shares) > 1 else ''} ({listed}{', ...' if len(shares) > 4 else ''})"
+
+
 class _Job:
     """Runs a predictor over sources and collects what it finds."""
 
-    def __init__(self, predictor: Predictor, out: _Output, report: _Report) -> None:
-        self.predictor, self.out, self.report = predictor, out, report
+    def __init__(self, predictor: Predictor, kind: _Boxes | _Regions, out: _Output, report: _Report) -> None:
+        self.predictor, self.kind, self.out, self.report = predictor, kind, out, report
         self.results: list[dict[str, Any]] = []
         self._ids: set[int] = set()
         self._done = 0
 
     def pictures(self, sources: Sequence[Source]) -> None:
-        """Detect in pictures. Those that cannot be read are reported, the rest is done."""
+        """Predict for pictures. Those that cannot be read are reported, the rest is done."""
         for batch in _batches(self._readable(sources), self.predictor.batch_size):
             start = time.perf_counter()
-            found = self.predictor([image for _, image in batch])
+            results = self.predictor([image for _, image in batch])
             seconds = (time.perf_counter() - start) / len(batch)
-            for (source, image), detections in zip(batch, found):
-                self._save_picture(source.path, image, detections, seconds)
+            for (source, image), found in zip(batch, results):
+                self._save_picture(source.path, image, found, seconds)
 
     def _readable(self, sources: Sequence[Source]) -> Iterator[tuple[Source, np.ndarray]]:
         from mmvit.data.images import read_image
@@ -162,13 +261,13 @@ class _Job:
             except UserError as error:
                 self.report.failure(error)
 
-    def _save_picture(self, path: Path, image: np.ndarray, detections: Detections, seconds: float) -> None:
-        from mmvit.inference.draw import draw_detections
-
+    def _save_picture(self, path: Path, image: np.ndarray, found: Any, seconds: float) -> None:
         drawn = self.out.path(path.stem, ".jpg")
-        self.out.write(drawn, _jpeg(draw_detections(image, detections)))
-        self.results += [{**found, "file_name": str(path)} for found in detections.to_coco(self._image_id(path))]
-        self.report.line(f"{path}: {_summary(detections, self.predictor.score_thr)}, {1000 * seconds:.0f} ms -> {drawn}")
+        self.out.write(drawn, _jpeg(self.kind.draw(image, found)))
+        beside = self.kind.save_beside(path, found)
+        self.results += [{**one, "file_name": str(path), **beside} for one in self.kind.to_json(found, self._image_id(path))]
+        places = ", ".join([str(drawn), *beside.values()])
+        self.report.line(f"{path}: {self.kind.summary(found)}, {1000 * seconds:.0f} ms -> {places}")
         self._done += 1
 
     def _image_id(self, path: Path) -> int:
@@ -180,29 +279,24 @@ class _Job:
         return number
 
     def video(self, source: Source) -> None:
-        """Detect in every frame: an mp4 with the drawn frames and a json with the detections of each."""
+        """Predict for every frame: an mp4 with the drawn frames and a json with what was found in each."""
         try:
             self._video(source.path)
         except UserError as error:
             self.report.failure(error)
 
     def _video(self, path: Path) -> None:
-        from mmvit.inference.draw import draw_detections
         from mmvit.inference.sources import Video
 
         video = Video(path)
         drawn, start, frames = self.out.path(path.stem, ".mp4"), time.perf_counter(), []
         with _Writer(drawn, video.fps) as writer, _progress(path.name, video.count) as advance:
             for batch in _batches(video, self.predictor.batch_size):
-                for image, detections in zip(batch, self.predictor(batch)):
-                    writer.add(draw_detections(image, detections))
-                    frames.append(
-                        {
-                            "frame": len(frames),
-                            "seconds": round(len(frames) / video.fps, 4),
-                            "detections": detections.to_coco(len(frames)),
-                        }
-                    )
+                for image, found in zip(batch, self.predictor(batch)):
+                    writer.add(self.kind.draw(image, found, in_video=True))
+                    number = len(frames)
+                    when = {"frame": number, "seconds": round(number / video.fps, 4)}
+                    frames.append({**when, **self.kind.frame_json(found, number)})
                     advance()
         if not frames:
             raise UserError(f"video {path} has no frame that can be read: it is damaged, or its codec is unknown to OpenCV")
@@ -217,7 +311,8 @@ class _Job:
             return
         listing = self.out.folder / "predictions.json"
         self.out.write_json(listing, self.results)
-        self.report.line(f"{self._done} pictures drawn in {self.out.folder}, {len(self.results)} detections in {listing}")
+        pictures = f"{self._done} picture{'s' if self._done > 1 else ''} drawn in {self.out.folder}"
+        self.report.line(f"{pictures}, {self.kind.listed(self.results)} in {listing}")
         if print_json:
             print(json.dumps(self.results, indent=1))
 
@@ -236,15 +331,6 @@ def _jpeg(image: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=92)
     return buffer.getvalue()
-
-
-def _summary(detections: Detections, score_thr: float) -> str:
-    if not len(detections):
-        return f"no objects with a score of {score_thr:g} or more"
-    names = Counter(detections.names).most_common(4)
-    listed = ", ".join(f"{count} {name}" for name, count in names)
-    rest = "" if len(set(detections.names)) <= len(names) else ", ..."
-    return f"{len(detections)} object{'s' if len(detections) > 1 else ''} ({listed}{rest})"
 
 
 class _Writer:

@@ -1,4 +1,4 @@
-"""Drawing detections onto a picture."""
+"""Drawing detections and segmentations onto a picture."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import cv2
 import numpy as np
 
 from mmvit.data.classes import make_palette
+from mmvit.errors import UserError
+from mmvit.evaluation.legend import colourise, draw_legend
 
 if TYPE_CHECKING:
-    from mmvit.inference.predictor import Detections
+    from mmvit.inference.results import Detections, Segmentation
 
 Rectangle = tuple[int, int, int, int]  # x1, y1, x2, y2 in pixels
 
@@ -126,3 +128,62 @@ def _overlap(a: Rectangle, b: Rectangle) -> int:
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])
     return max(width, 0) * max(height, 0)
+
+
+def draw_segmentation(
+    image: np.ndarray, segmentation: Segmentation, opacity: float = 0.5, legend_rows: int | None = None
+) -> np.ndarray:
+    """Lay the classes over a picture in their colours, with thin borders between them and a legend beside or below it.
+
+    Args:
+        image: uint8 (H, W, 3) RGB, of the size of the segmentation; not changed.
+        opacity: 0 shows the picture alone, 1 the colours alone.
+        legend_rows: put the legend below and give it exactly this many rows, so that all frames of a video have one size.
+            None: as many as it needs, below a wide picture, beside an upright or a small one.
+
+    Returns:
+        uint8 (h, w, 3) RGB: the picture at its size in the upper left corner, and on white the legend, which names the classes
+        that occur and their share of the picture, the largest first.
+    """
+    if image.shape[:2] != segmentation.image_size:
+        raise UserError(f"a segmentation of {segmentation.image_size} (height, width) on a picture of {image.shape[:2]}")
+    if not 0 <= opacity <= 1:
+        raise UserError(f"opacity is {opacity:g}: give a number from 0 to 1")
+    colours = colourise(segmentation.mask, segmentation.palette)
+    overlay = cv2.addWeighted(np.ascontiguousarray(image), 1 - opacity, colours, opacity, 0)
+    if opacity > 0:
+        _draw_borders(overlay, segmentation.mask)
+    height, width = image.shape[:2]
+    entries = [
+        (f"{segmentation.classes[label]}  {percent(count / segmentation.mask.size)}", segmentation.palette[label])
+        for label, count in segmentation.pixels().items()
+    ]
+    size = int(np.clip(max(height, width) / 55, 11, 40))  # of the letters
+    if legend_rows is not None or (width >= height and width >= 30 * size):
+        return np.concatenate([overlay, draw_legend(entries, size, width=width, rows=legend_rows)])
+    return _beside(overlay, draw_legend(entries, size, height=max(height, 12 * size)))
+
+
+def _draw_borders(overlay: np.ndarray, mask: np.ndarray) -> None:
+    """White lines where two classes meet; in place. Lines grow with the picture."""
+    border = np.zeros(mask.shape, bool)
+    border[:, 1:] |= mask[:, 1:] != mask[:, :-1]
+    border[1:] |= mask[1:] != mask[:-1]
+    thickness = max(1, round(max(mask.shape) / 1000))
+    if thickness > 1:
+        border = cv2.dilate(border.astype(np.uint8), np.ones((thickness, thickness), np.uint8)).astype(bool)
+    overlay[border] = 255
+
+
+def _beside(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Two pictures side by side, white below the lower one."""
+    canvas = np.full((max(len(left), len(right)), left.shape[1] + right.shape[1], 3), 255, np.uint8)
+    canvas[: len(left), : left.shape[1]] = left
+    canvas[: len(right), left.shape[1] :] = right
+    return canvas
+
+
+def percent(share: float) -> str:
+    """A share (0..1) as people read it: ``41%``, ``0.3%``, ``<0.1%``."""
+    value = 100 * share
+    return f"{value:.0f}%" if value >= 1 else f"{value:.1f}%" if value >= 0.1 else "<0.1%"

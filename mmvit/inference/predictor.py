@@ -1,88 +1,49 @@
-"""`Predictor`: pictures in, detections out."""
+"""`Predictor`: pictures in, detections or segmentations out."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
-from mmengine.structures import InstanceData
 from PIL import Image
 from torch import nn
 
-from mmvit.architectures import create_model, list_models, load_weights
-from mmvit.data import COCO_CATEGORY_IDS, COCO_CLASSES, DataSample, PackDetInputs, Resize
+from mmvit.architectures import create_model, is_model, list_models, load_weights
+from mmvit.architectures.segmenter import check_test_cfg
+from mmvit.data import (
+    ADE20K_CLASSES,
+    CITYSCAPES_CLASSES,
+    COCO_CLASSES,
+    DataSample,
+    PackDetInputs,
+    PackSegInputs,
+    Resize,
+    ResizeToMultiple,
+    TestTimeAug,
+    palette_for,
+)
+from mmvit.data.classes import Colour
 from mmvit.data.images import ImageLike, read_image
 from mmvit.errors import UserError, did_you_mean
-from mmvit.inference.trained import build_model, recorded_config, recorded_resize
-from mmvit.weights import load_checkpoint, load_into, resolve
+from mmvit.inference.results import Detections, Segmentation
+from mmvit.inference.trained import Steps, build_model, recorded_config, recorded_steps
+from mmvit.weights import index, load_checkpoint, load_into, resolve
 from mmvit.weights.catalogue import is_published, published
 
-
-@dataclass
-class Detections:
-    """What was found in one picture, best first.
-
-    Attributes:
-        boxes: float32 (k, 4), x1 y1 x2 y2 in pixels of the original picture.
-        scores: float32 (k,), from 0 to 1.
-        labels: int64 (k,), positions in `classes`.
-        classes: names of all classes that the model knows.
-        image_size: (height, width) of the original picture.
-        cat_ids: category id of each class in the annotation files; 1, 2, 3 ... where none are known.
-    """
-
-    boxes: np.ndarray
-    scores: np.ndarray
-    labels: np.ndarray
-    classes: tuple[str, ...]
-    image_size: tuple[int, int]
-    cat_ids: tuple[int, ...] = field(default=(), repr=False)
-
-    def __post_init__(self) -> None:
-        self.cat_ids = self.cat_ids or _category_ids(self.classes)
-
-    def __len__(self) -> int:
-        return len(self.scores)
-
-    @property
-    def names(self) -> list[str]:
-        """Class name of each detection."""
-        return [self.classes[label] for label in self.labels]
-
-    def filter(self, score_thr: float) -> Detections:
-        """The detections with a score of at least `score_thr`."""
-        keep = self.scores >= score_thr
-        return replace(self, boxes=self.boxes[keep], scores=self.scores[keep], labels=self.labels[keep])
-
-    def to_coco(self, image_id: int | str) -> list[dict[str, Any]]:
-        """COCO results: one dict per detection with ``image_id, category_id, category_name, bbox [x, y, w, h], score``."""
-        sizes = np.concatenate([self.boxes[:, :2], self.boxes[:, 2:] - self.boxes[:, :2]], axis=1).astype(float)
-        return [
-            {
-                "image_id": image_id,
-                "category_id": int(self.cat_ids[label]),
-                "category_name": self.classes[label],
-                "bbox": [round(side, 3) for side in box.tolist()],
-                "score": round(float(score), 6),
-            }
-            for box, score, label in zip(sizes, self.scores, self.labels)
-        ]
-
-
-def _category_ids(classes: Sequence[str]) -> tuple[int, ...]:
-    return COCO_CATEGORY_IDS if tuple(classes) == COCO_CLASSES else tuple(range(1, len(classes) + 1))
+Result = Detections | Segmentation
 
 
 class Predictor:
-    """Runs a detector on pictures of any size and kind.
+    """Runs a detector or a segmenter on pictures of any size and kind.
 
     ``Predictor("rtdetr_r50")("img.jpg")`` downloads the official COCO weights at the first use and returns a list with one
-    `Detections`; ``Predictor(checkpoint="work_dirs/mine/best.pth")`` uses a model of your own.
+    `Detections`; ``Predictor("vwformer_shapes")("img.jpg")`` returns a list with one `Segmentation`;
+    ``Predictor(checkpoint="work_dirs/mine/best.pth")`` uses a model of your own.
 
     Args:
         model: name of a published model, or a built model of this package. None: ``rtdetr_r50``, or with a `checkpoint` of a
@@ -94,14 +55,18 @@ class Predictor:
         batch_size: pictures per forward pass.
         deploy: fold batch norm and branches into convolutions first (same results, faster).
         classes: class names, where the checkpoint does not carry the right ones.
+        tta: segmenters only: average over six scales and their mirror images (better, about twenty times slower).
+        slide: segmenters only: predict window by window, so that memory does not grow with the picture.
 
     Attributes:
         model: the network, in evaluation mode.
+        task: ``detection`` or ``semantic``.
         classes: tuple of class names; labels are positions in it.
-        resize: the transform that makes a network input of a picture; as in training where the checkpoint says.
+        palette: RGB colour of each class.
+        steps: the transforms that make a network input of a picture; as in training where the checkpoint says.
 
     Raises:
-        UserError: unknown name, weights that cannot be had or do not fit, device that is absent.
+        UserError: unknown name, weights that cannot be had or do not fit, device that is absent, an option of the other task.
     """
 
     def __init__(
@@ -115,76 +80,90 @@ class Predictor:
         batch_size: int = 1,
         deploy: bool = False,
         classes: Sequence[str] | None = None,
+        tta: bool = False,
+        slide: bool = False,
     ) -> None:
         if batch_size < 1:
             raise UserError(f"batch_size is {batch_size}: give at least 1")
         if config is not None and model is not None:
             raise UserError(f"both a config ({config}) and a model are given: use one of them")
         self.device = pick_device(device)
-        network, meta, resize = _load(model, config, checkpoint, classes)
-        self.model = network.to(self.device).eval()
+        network, meta, steps = _load(model, config, checkpoint, classes)
+        self.model, self.task = network.to(self.device).eval(), network.task
+        for option, chosen in (("tta", tta), ("slide", slide)):
+            if chosen and self.task != "semantic":
+                raise UserError(f"{option} is for semantic segmentation, but this model does {self.task}: leave it out")
         if deploy:
             self.model.deploy()
+        if slide:
+            _set_slide(self.model)
         self.score_thr, self.batch_size = score_thr, batch_size
-        self.resize = Resize(**(resize or {"size": network.eval_size}))
+        self.steps = [Resize(**network.eval_resize)] if steps is None else steps
+        if tta and not any(isinstance(step, TestTimeAug) for step in self.steps):
+            self.steps = [_views_of(self.steps)]
         self.classes = _class_names(network, classes, meta)
-        self.cat_ids = tuple(int(i) for i in (meta.get("dataset_meta") or meta).get("cat_ids", ())) if classes is None else ()
-        self._pack = PackDetInputs()
+        recorded = (meta.get("dataset_meta") or meta) if classes is None else {}
+        self.cat_ids = tuple(int(i) for i in recorded.get("cat_ids", ()))
+        self.palette = _palette(recorded, self.classes)
+        self._pack = PackSegInputs() if self.task == "semantic" else PackDetInputs()
 
-    def __call__(self, images: ImageLike | Iterable[ImageLike]) -> list[Detections]:
-        """Detect in one picture or in several.
+    def __call__(self, images: ImageLike | Iterable[ImageLike]) -> list[Result]:
+        """Predict for one picture or for several.
 
         Args:
             images: what `read_image` takes (path, bytes, RGB array, PIL image), or an iterable of these.
 
         Returns:
-            One `Detections` per picture, in order; a list of one for a single picture.
+            One `Detections` or `Segmentation` per picture, in order; a list of one for a single picture.
         """
         if isinstance(images, (str, bytes, os.PathLike, np.ndarray, Image.Image)):
             images = [images]
         return list(self.stream(images))
 
-    def stream(self, images: Iterable[ImageLike]) -> Iterator[Detections]:
+    def stream(self, images: Iterable[ImageLike]) -> Iterator[Result]:
         """Like a call, but reads and yields batch by batch, so that any number of pictures fits in memory."""
         remaining = iter(images)
         while batch := [read_image(image) for image in islice(remaining, self.batch_size)]:
             yield from self._predict(batch)
 
-    def _predict(self, images: Sequence[np.ndarray]) -> list[Detections]:
+    def _predict(self, images: Sequence[np.ndarray]) -> list[Result]:
         packed = [self._packed(image) for image in images]
-        if len({item["inputs"].shape for item in packed}) == 1:
+        if self.task == "semantic" or len({item["inputs"].shape for item in packed}) == 1:
             samples = self._forward(packed)
-        else:  # resized with their aspect ratio kept
+        else:  # a detector's pictures that were resized with their aspect ratio kept
             samples = [self._forward([item])[0] for item in packed]
-        return [self._detections(sample.pred_instances, image.shape[:2]) for sample, image in zip(samples, images)]
+        result = self._segmentation if self.task == "semantic" else self._detections
+        return [result(sample, image.shape[:2]) for sample, image in zip(samples, images)]
 
     def _packed(self, image: np.ndarray) -> dict[str, Any]:
-        """uint8 (H, W, 3) -> the dict that the data pipeline makes of it, with ``inputs`` uint8 (3, h, w)."""
+        """uint8 (H, W, 3) -> what the data pipeline makes of it, with ``inputs`` uint8 (3, h, w) or a list of views."""
         size = image.shape[:2]
-        return self._pack(
-            self.resize(
-                {
-                    "img": image,
-                    "img_id": 0,
-                    "img_path": "",
-                    "height": size[0],
-                    "width": size[1],
-                    "ori_shape": size,
-                    "img_shape": size,
-                }
-            )
-        )
+        sample = {
+            "img": image,
+            "img_id": 0,
+            "img_path": "",
+            "height": size[0],
+            "width": size[1],
+            "ori_shape": size,
+            "img_shape": size,
+        }
+        for step in self.steps:
+            sample = step(sample)
+        return self._pack(sample)
 
     def _forward(self, packed: Sequence[dict[str, Any]]) -> list[DataSample]:
         try:
             with torch.inference_mode():
                 return self.model.test_step({key: [item[key] for item in packed] for key in ("inputs", "data_samples")})
         except torch.cuda.OutOfMemoryError as error:
+            windows = "" if self.task != "semantic" else ", windows (slide)"
             raise UserError(
-                f"out of memory on {self.device} with {len(packed)} pictures at once: use a smaller batch size, or device 'cpu'"
+                f"out of memory on {self.device} with {len(packed)} pictures at once: use a smaller batch size{windows}, or "
+                "device 'cpu'"
             ) from error
 
-    def _detections(self, found: InstanceData, image_size: tuple[int, int]) -> Detections:
+    def _detections(self, sample: DataSample, image_size: tuple[int, int]) -> Detections:
+        found = sample.pred_instances
         order = torch.argsort(found.scores.float(), descending=True, stable=True)
         return Detections(
             found.bboxes[order].float().cpu().numpy(),
@@ -194,6 +173,40 @@ class Predictor:
             tuple(image_size),
             self.cat_ids,
         ).filter(self.score_thr)
+
+    def _segmentation(self, sample: DataSample, image_size: tuple[int, int]) -> Segmentation:
+        mask = sample.pred_sem_seg.data[0].cpu().numpy()
+        return Segmentation(mask, self.classes, self.palette)
+
+
+def _views_of(steps: Steps) -> TestTimeAug:
+    """Test-time augmentation in the place of `Resize` and perhaps `ResizeToMultiple`."""
+    settings: dict[str, Any] = {}
+    for step in steps:
+        if isinstance(step, Resize):
+            settings |= {"size": step.size, "interpolation": step.interpolation}
+        elif isinstance(step, ResizeToMultiple):
+            settings["divisor"] = step.divisor
+    return TestTimeAug(**settings)
+
+
+def _set_slide(network: nn.Module) -> None:
+    """Sliding windows as the model's settings say, else of the size of its training crops, a third of them overlapping."""
+    settings = dict(network.test_cfg, mode="slide")
+    size = settings.setdefault("crop_size", network.data_preprocessor.size or (512, 512))
+    height, width = (size, size) if isinstance(size, int) else size
+    settings.setdefault("stride", (max(1, height * 2 // 3), max(1, width * 2 // 3)))
+    network.test_cfg = check_test_cfg(settings)
+
+
+def _palette(recorded: dict[str, Any], classes: Sequence[str]) -> tuple[Colour, ...]:
+    """The colours that came with the checkpoint where there is one for each class, else those of `palette_for`."""
+    try:
+        colours = [tuple(int(part) for part in colour) for colour in recorded.get("palette") or recorded.get("PALETTE") or ()]
+    except (TypeError, ValueError):
+        colours = []
+    fits = len(colours) == len(classes) and all(len(c) == 3 and all(0 <= part <= 255 for part in c) for c in colours)
+    return tuple(colours if fits else palette_for(classes))
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:
@@ -212,7 +225,7 @@ def pick_device(device: str | torch.device | None) -> torch.device:
     return chosen
 
 
-Loaded = tuple[nn.Module, dict[str, Any], "dict[str, Any] | None"]  # model with weights, meta data, settings of Resize
+Loaded = tuple[nn.Module, dict[str, Any], "Steps | None"]  # model with weights, meta data, what is done to a picture
 
 
 def _load(
@@ -224,7 +237,7 @@ def _load(
     """The model with its weights, by what the user named."""
     if isinstance(model, nn.Module):
         meta = load_weights(model, resolve(checkpoint)) if checkpoint is not None else {}
-        return model, meta, recorded_resize(recorded_config(meta))
+        return model, meta, recorded_steps(recorded_config(meta))
     if config is not None and checkpoint is None:
         raise UserError(f"config {config} comes without weights: give a checkpoint as well")
     name = model
@@ -245,17 +258,34 @@ def _load(
         network = build_model(settings["model"], count, str(config or path), trusted=config is not None)
         recorded = recorded or settings
     load_into(network, network.convert(state), source=str(path))
-    return network, meta, recorded_resize(recorded)
+    return network, meta, recorded_steps(recorded)
 
 
 def _architecture(name: str, published_weights: bool) -> str:
     """The name that `create_model` knows for a published name."""
     architecture = published(name).architecture if is_published(name) else name
-    if architecture not in list_models():
-        raise UserError(f"there is no model {name!r}.{did_you_mean(name, list_models())} Models: {', '.join(list_models())}")
+    if not is_model(architecture):
+        known = list_models()
+        raise UserError(f"there is no model {name!r}.{did_you_mean(name, known)} `mmvit.list_models()` names all of them")
     if published_weights and not is_published(name):
-        raise UserError(f"there are no published weights for {name!r}: give a checkpoint")
+        raise UserError(f"there are no published weights for {name!r}: {_without_weights(name)}")
     return architecture
+
+
+def _without_weights(name: str) -> str:
+    """What to do about a model of which no weights are published."""
+    semantic = re.fullmatch(r"(upernet|segformer|vwformer)_(\w+?)(?:_(ade20k|cityscapes))?", name)
+    task, recipe = "detection", "a recipe of configs/"
+    if semantic:
+        method, backbone, data = semantic.groups()
+        task, recipe = "semantic", f"configs/{method}_{data or 'ade20k'}.py --backbone {backbone}"
+    packaged = [other for other, entry in index().items() if entry.packaged and entry.task == task]
+    ready = f". Ready without download: {', '.join(packaged)}" if packaged else ""
+    near = did_you_mean(name, [other for other in index() if other.startswith(f"{name.split('_')[0]}_")])
+    return (
+        f"train it (python tools/train.py {recipe}) and give the checkpoint that this writes with --checkpoint, or one from "
+        f"elsewhere{ready}.{near}"
+    )
 
 
 def _read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -266,11 +296,16 @@ def _read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     return config.to_dict()
 
 
+#: Names for the class counts of well-known data sets, by task.
+_KNOWN = {
+    "detection": {len(COCO_CLASSES): COCO_CLASSES},
+    "semantic": {len(ADE20K_CLASSES): ADE20K_CLASSES, len(CITYSCAPES_CLASSES): CITYSCAPES_CLASSES},
+}
+
+
 def _class_names(model: nn.Module, given: Sequence[str] | None, meta: dict[str, Any]) -> tuple[str, ...]:
     count = model.num_classes
-    names = tuple(
-        given or meta.get("classes") or (COCO_CLASSES if count == len(COCO_CLASSES) else (f"class {i}" for i in range(count)))
-    )
+    names = tuple(given or meta.get("classes") or _KNOWN[model.task].get(count) or (f"class {i}" for i in range(count)))
     if len(names) != count:
         raise UserError(f"{len(names)} class names ({', '.join(names[:3])} ...) for a model with {count} classes: give as many")
     return names

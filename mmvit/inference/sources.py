@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from mmvit.data.images import IMAGE_SUFFIXES
 from mmvit.errors import UserError
 
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".jp2", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp", ".avif")
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import nn
 
+from mmvit.data import Resize, ResizeToMultiple, TestTimeAug
 from mmvit.errors import UserError
 from mmvit.registry import MODELS
+
+#: Parts of other packages that a checkpoint's settings may name, as the published heads do.
+FOREIGN = frozenset(
+    ("mmseg.UPerHead", "mmseg.FCNHead", "mmseg.SegformerHead", "mmseg.CrossEntropyLoss", "BN", "SyncBN", "GN", "ReLU")
+)
 
 
 def recorded_config(meta: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -39,7 +46,8 @@ def _value(node: ast.expr) -> Any:
 def build_model(settings: Mapping[str, Any], classes: int | None, source: str, trusted: bool) -> nn.Module:
     """The model of a config, with random weights and `classes` classes (None: as the settings say).
 
-    Of settings that are not `trusted` (they came with a checkpoint) only classes that this package registers are built.
+    Of settings that are not `trusted` (they came with a checkpoint) only classes that this package registers, and those of
+    `FOREIGN`, are built.
     """
     settings = {**settings}
     settings.pop("backbone_pretrained", None)
@@ -48,7 +56,7 @@ def build_model(settings: Mapping[str, Any], classes: int | None, source: str, t
     if classes is not None:
         settings["num_classes"] = classes
     MODELS.import_from_location()
-    unknown = [kind for kind in _types(settings) if kind not in MODELS.module_dict]
+    unknown = [kind for kind in _types(settings) if kind not in MODELS.module_dict and kind not in FOREIGN]
     if unknown and not trusted:
         raise UserError(
             f"{source} names a model part {unknown[0]!r} that mmvit does not have: use the mmvit that made it, or "
@@ -71,11 +79,31 @@ def _types(value: Any) -> Iterator[Any]:
             yield from _types(item)
 
 
-def recorded_resize(config: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Settings of the `Resize` that a config evaluates with, or None."""
+#: What a picture goes through between loading and packing in an evaluation.
+STEPS = {"Resize": Resize, "ResizeToMultiple": ResizeToMultiple, "TestTimeAug": TestTimeAug}
+Steps = list[Callable[[dict], dict]]
+
+
+def recorded_steps(config: Mapping[str, Any] | None) -> Steps | None:
+    """The transforms of `STEPS` that a config evaluates with, perhaps none; None where it does not say.
+
+    Settings that they do not know are left out. A config that gives them too few (one of another toolkit) does not say.
+    """
     for loader in ("test_dataloader", "val_dataloader", "train_dataloader"):
         pipeline = (((config or {}).get(loader) or {}).get("dataset") or {}).get("pipeline") or ()
-        for step in pipeline:
-            if step.get("type") == "Resize":
-                return {key: value for key, value in step.items() if key in ("size", "keep_ratio", "interpolation")}
+        chosen = [step for step in pipeline if step.get("type") in STEPS]
+        if chosen or (pipeline and loader != "train_dataloader"):
+            steps = [_step(step) for step in chosen]
+            return None if None in steps else steps
     return None
+
+
+def _step(settings: Mapping[str, Any]) -> Callable[[dict], dict] | None:
+    kind = STEPS[settings["type"]]
+    signature = inspect.signature(kind)
+    arguments = {key: value for key, value in settings.items() if key in signature.parameters}
+    try:
+        signature.bind(**arguments)
+    except TypeError:
+        return None
+    return kind(**arguments)
