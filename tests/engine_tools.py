@@ -30,6 +30,19 @@ def tiny_config(
     return assemble(cfg, options=options, **(settings | changes))
 
 
+def tiny_masks(folder: Path, train: int = 14, val: int = 4) -> Path:
+    """A shapes folder of 64-pixel pictures with semantic masks."""
+    return ensure_shapes(folder / "shapes", train=train, val=val, size=64, layouts=("ade20k",))
+
+
+def tiny_semantic(
+    data: Path, work_dir: Path, options: tuple[str, ...] = (), config: str = "vwformer_shapes", **changes: Any
+) -> Config:
+    """A segmentation recipe at 64 x 64, batch 4, 6 iterations, no worker processes."""
+    settings = dict(data=data, work_dir=work_dir, size=64, batch_size=4, workers=0, iters=6, seed=7, device="cpu")
+    return assemble(load_config(CONFIGS / f"{config}.py"), options=options, **(settings | changes))
+
+
 def train(cfg: Config) -> Runner:
     """Train by `cfg`; the runner afterwards."""
     torch.set_num_threads(1)

@@ -61,6 +61,7 @@ def interrupted(cfg, hook: Hook) -> Interrupted:
         (0, 2, AUGMENTED),  # end of epoch 0
         (0, 7, AUGMENTED),  # after the end of augmentation
         (0, 3, ("optim_wrapper.accumulative_counts=2",)),  # the window is finished first
+        (0, 2, ("param_scheduler=[{'type': 'StepLR', 'step_size': 1, 'gamma': 0.5, 'by_epoch': True}]",)),
     ],
 )
 def test_cut_and_resumed_run_equals_the_whole_run(tmp_path, data, workers, cut, options):

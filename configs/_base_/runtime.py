@@ -10,6 +10,6 @@ default_hooks = dict(
     progress=dict(type="ProgressHook", seconds=10),
     curves=dict(type="CurveHook", interval=20),
     param_scheduler=dict(type="ParamSchedulerHook"),
-    checkpoint=dict(type="CheckpointHook", interval=1, keep=2, best="coco/bbox_mAP"),
+    checkpoint=dict(type="CheckpointHook", interval=1, keep=2),
     interrupt=dict(type="InterruptHook"),
 )

@@ -10,15 +10,26 @@ from typing import Any
 
 _NAMES = {
     "runner": ("Runner",),
-    "loops": ("EpochTrainLoop", "seed_step"),
+    "loops": ("EpochTrainLoop", "IterTrainLoop", "seed_step"),
     "checkpoint": ("atomic_save", "read_checkpoint", "last_checkpoint"),
     "ema": ("WarmupEMA", "WarmupEMAHook"),
     "optim": ("AmpWrapper", "ParamRuleConstructor"),
     "bad_batches": ("replay",),
-    "hooks": ("CheckpointHook", "CurveHook", "InterruptHook", "Interrupted", "ProgressHook", "RuntimeHook", "StopAugmentation"),
+    "hooks": (
+        "CheckpointHook",
+        "CurveHook",
+        "InterruptHook",
+        "Interrupted",
+        "ProgressHook",
+        "RuntimeHook",
+        "StopAugmentation",
+        "WorstImagesHook",
+    ),
+    "scalars": ("HEADLINES", "headline", "score_text"),
     "config": ("load_config", "check_config", "apply_options"),
     "assembly": ("assemble",),
     "run": ("train", "test"),
+    "cost": ("count_flops", "latencies", "peak_memory"),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = sorted(_HOME)

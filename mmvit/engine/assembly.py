@@ -5,19 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from mmengine.config import Config
 
-from mmvit.engine.arguments import accepted_arguments
 from mmvit.engine.config import apply_options, check_config
+from mmvit.engine.datasets import count_images, set_data
 from mmvit.engine.log import say
-from mmvit.errors import UserError, did_you_mean
-from mmvit.registry import TRANSFORMS
-
-COCO = Path("data/coco")
-SHAPES = Path("data/shapes")
+from mmvit.engine.pipelines import drop_augmentation, set_size, set_slide, set_tta
+from mmvit.engine.recipes import apply_backbone_recipe, set_backbone
+from mmvit.engine.schedule import scale_schedule
+from mmvit.errors import UserError
 
 
 def assemble(
@@ -36,20 +34,28 @@ def assemble(
     auto_scale_lr: bool = True,
     batch_size: int | None = None,
     epochs: int | None = None,
+    iters: int | None = None,
     val_interval: int | None = None,
     no_augment: bool = False,
     size: int | None = None,
     lr: float | None = None,
     workers: int | None = None,
+    ema: float | bool | None = None,
+    mask_format: str | None = None,
+    ignore_index: int | None = None,
+    slide: bool = False,
+    tta: bool = False,
     options: Sequence[str] = (),
     training: bool = True,
 ) -> Config:
     """A copy of `cfg` that is complete: data found, classes counted, device and precision chosen, every key checked.
 
     Args:
-        data: ``coco`` (data/coco, the default of the recipes), ``shapes`` (synthetic, made on the spot) or a folder or json
-            file with COCO-style annotations. Files, classes and ``model.num_classes`` follow from it.
-        backbone: a name of `mmvit.list_backbones()` in place of the recipe's.
+        data: for detection ``coco`` (data/coco), ``shapes`` (synthetic, made on the spot) or a folder or json file with
+            COCO-style annotations; for segmentation ``ade20k``, ``cityscapes`` (prepared under data/), ``shapes`` or a folder
+            with pictures, masks and a names file. The recipe's data if None. Files, classes and ``model.num_classes`` follow.
+        backbone: a name of `mmvit.list_backbones()` in place of the recipe's; what the recipe says of it
+            (``backbone_recipes``) is applied.
         work_dir: where checkpoints and logs go; ``work_dirs/<config>`` by default.
         seed: of the run; drawn when None (and stored in the checkpoint).
         amp: ``bf16``, ``fp16`` or ``none`` in place of the recipe's precision. A recipe in fp16 runs in float32 on the CPU.
@@ -57,35 +63,54 @@ def assemble(
         load_from: a checkpoint, or a published model's name, whose weights training starts from.
         new_classes: with `load_from`: layers whose shape depends on the classes start afresh.
         auto_scale_lr: scale the learning rate with the batch size.
-        batch_size, epochs, size, lr, workers: short forms of config keys; `size` is the side of the square input.
-        val_interval: epochs between two validations, and between two checkpoints.
-        no_augment: leave out random transforms and multi-scale, for instance to see whether a model fits a few pictures.
+        batch_size, epochs, lr, workers: short forms of config keys; of a recipe that counts iterations, epochs are passes over
+            the data.
+        iters: length of a recipe that counts iterations.
+        size: side of the square input; of segmentation the short side of the crops, with the other sizes in proportion.
+        val_interval: epochs, or iterations, between two validations, and between two checkpoints.
+        no_augment: leave out random transforms, crops and multi-scale, for instance to see whether a model fits a few
+            pictures.
+        ema: evaluate an average of the weights: True, or its decay.
+        mask_format, ignore_index: what the values of semantic masks mean, see `mmvit.data.MaskReader`.
+        slide, tta: evaluate by sliding windows; over several scales and mirror images.
         options: ``key.key=value`` changes (`apply_options`), applied last but for the data.
         training: False needs the validation data only.
     """
     cfg = cfg.copy() if isinstance(cfg, Config) else Config(cfg)
     check_config(cfg)
     device = _device(device)
+    if backbone is not None:
+        set_backbone(cfg, backbone)
+    recipe_size = apply_backbone_recipe(cfg)
     if batch_size is not None:
         _positive("--batch-size", batch_size)
         cfg.train_dataloader.batch_size = batch_size
+    if epochs is not None and iters is not None:
+        raise UserError("--epochs and --iters exclude each other: both say how long to train.")
     if epochs is not None:
         _positive("--epochs", epochs)
         _set_epochs(cfg, epochs)
+    if iters is not None:
+        _positive("--iters", iters)
+        _set_iters(cfg, iters)
     if val_interval is not None:
         _positive("--val-interval", val_interval)
         cfg.merge_from_dict({"train_cfg.val_interval": val_interval, "default_hooks.checkpoint.interval": val_interval})
+    if size is not None or recipe_size is not None:
+        set_size(cfg, recipe_size if size is None else size)
     if no_augment:
-        _drop_augmentation(cfg)
-    if size is not None:
-        _set_size(cfg, size)
+        drop_augmentation(cfg)
     if lr is not None:
         _set_lr(cfg, lr)
+    if ema is not None and ema is not False:
+        _set_ema(cfg, ema)
     _set_workers(cfg, workers)
-    if backbone is not None:
-        _set_backbone(cfg, backbone)
     apply_options(cfg, options)
-    _set_data(cfg, data, training)
+    if slide:
+        set_slide(cfg)
+    if tta:
+        set_tta(cfg)
+    set_data(cfg, data, training, mask_format, ignore_index)
     if training and batch_size is None:
         _shrink_batch(cfg)
     _set_precision(cfg, amp, device)
@@ -93,6 +118,7 @@ def assemble(
         cfg.auto_scale_lr.enable = False
     name = Path(cfg.filename).stem if cfg.filename else "run"
     cfg.work_dir = str(work_dir or cfg.get("work_dir") or Path("work_dirs") / name)
+    _write_confusion(cfg)
     cfg.device, cfg.launcher = device, launcher
     cfg.randomness = cfg.get("randomness") or {}
     cfg.randomness.seed = seed if seed is not None else cfg.randomness.get("seed")
@@ -146,8 +172,16 @@ def _weights(name: str) -> str:
 # -- short forms -----------------------------------------------------------------------------------
 
 
+def _counts_iterations(cfg: Config) -> bool:
+    return cfg.train_cfg.get("type") == "IterTrainLoop"
+
+
 def _set_epochs(cfg: Config, epochs: int) -> None:
-    """Train `epochs` epochs; the final epochs without strong augmentation stay as many as they were, or go."""
+    """Train `epochs` passes over the data; the final epochs without strong augmentation stay as many as they were, or go."""
+    if _counts_iterations(cfg):
+        cfg.train_cfg.update(max_iters=None, max_epochs=epochs, val_interval=None)
+        cfg.get("default_hooks", {}).get("checkpoint", {}).pop("interval", None)
+        return
     stop = cfg.get("default_hooks", {}).get("stop_augmentation")
     if stop:
         last = cfg.train_cfg.max_epochs - stop.epoch
@@ -155,28 +189,31 @@ def _set_epochs(cfg: Config, epochs: int) -> None:
     cfg.train_cfg.max_epochs = epochs
 
 
-def _drop_augmentation(cfg: Config) -> None:
-    """Train on the pictures as they are: no transform that happens with a probability, no multi-scale."""
-    dataset = cfg.train_dataloader.dataset
-    dataset.pipeline = [step for step in dataset.pipeline if "p" not in (accepted_arguments(TRANSFORMS.get(step.type)) or ())]
-    if cfg.model.get("data_preprocessor", {}).get("multi_scale"):
-        cfg.model.data_preprocessor.multi_scale = None
-    cfg.default_hooks.pop("stop_augmentation", None)
+def _set_iters(cfg: Config, iters: int) -> None:
+    """Train `iters` iterations; what the recipe states in iterations shrinks or grows along."""
+    if not _counts_iterations(cfg):
+        raise UserError(f"--iters {iters}: this recipe counts epochs (passes over the data). Use --epochs N.")
+    before = cfg.train_cfg.get("max_iters")
+    cfg.train_cfg.update(max_iters=iters, max_epochs=None)
+    if not before:
+        return
+    for settings in (cfg.train_cfg, cfg.get("default_hooks", {}).get("checkpoint", {})):
+        for key in ("val_interval", "interval"):
+            if settings.get(key):
+                settings[key] = max(1, settings[key] * iters // before)
+    schedulers = cfg.get("param_scheduler") or []
+    scale_schedule([schedulers] if isinstance(schedulers, dict) else schedulers, before, iters)
 
 
-def _set_size(cfg: Config, size: int) -> None:
-    """Square input of side `size`; multi-scale sides keep their ratio to it."""
-    if size < 32 or size % 32:
-        raise UserError(f"--size {size}: the side must be a multiple of 32, 32 or more.")
-    before = None
-    for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
-        for step in cfg.get(loader, {}).get("dataset", {}).get("pipeline", ()):
-            if step.get("type") == "Resize":
-                before = step.size if isinstance(step.size, int) else step.size[0]
-                step.size = (size, size)
-    preprocessor = cfg.model.get("data_preprocessor", {})
-    if before and preprocessor.get("multi_scale"):
-        preprocessor.multi_scale = [max(32, int(side * size / before / 32 + 0.5) * 32) for side in preprocessor.multi_scale]
+def _set_ema(cfg: Config, ema: float | bool) -> None:
+    """Average the weights; `ema`: True for the recipe's decay, or `WarmupEMA`'s, else the decay."""
+    hooks = cfg.setdefault("default_hooks", {})
+    hook = dict(hooks.get("ema") or dict(type="WarmupEMAHook"))
+    if ema is not True:
+        if not 0 < ema < 1:
+            raise UserError(f"--ema {ema}: the decay must lie between 0 and 1, for instance 0.9999.")
+        hook["decay"] = ema
+    hooks["ema"] = hook
 
 
 def _set_lr(cfg: Config, lr: float) -> None:
@@ -203,24 +240,20 @@ def _set_workers(cfg: Config, workers: int | None) -> None:
 
 def _shrink_batch(cfg: Config) -> None:
     """A recipe's batch that is larger than the whole training set becomes the training set."""
-    from mmvit.data import read_coco
-
     loader = cfg.train_dataloader
-    images = len(read_coco(loader.dataset.ann_file).image_ids)
-    if loader.get("drop_last") and 0 < images < loader.batch_size:
+    if not loader.get("drop_last"):
+        return
+    images = count_images(loader.dataset)
+    if 0 < images < loader.batch_size:
         say(f"batch size {loader.batch_size} of the recipe becomes {images}: there are {images} training images")
         loader.batch_size = images
 
 
-def _set_backbone(cfg: Config, backbone: str) -> None:
-    from mmvit.backbones import list_backbones
-
-    names = list_backbones()
-    if backbone not in names:
-        raise UserError(
-            f"There is no backbone {backbone!r}.{did_you_mean(backbone, names)} `mmvit.list_backbones()` lists all of them."
-        )
-    cfg.model.backbone = backbone
+def _write_confusion(cfg: Config) -> None:
+    """Semantic metrics draw their confusion matrix into the work dir."""
+    for evaluator in ("val_evaluator", "test_evaluator"):
+        if (cfg.get(evaluator) or {}).get("type") == "SemanticMetric" and cfg[evaluator].get("out_dir") is None:
+            cfg[evaluator].out_dir = cfg.work_dir
 
 
 def _set_precision(cfg: Config, amp: str | None, device: str) -> None:
@@ -230,62 +263,3 @@ def _set_precision(cfg: Config, amp: str | None, device: str) -> None:
         cfg.optim_wrapper.dtype = None if amp == "none" else amp
     elif cfg.optim_wrapper.get("dtype") and not device.startswith("cuda"):
         cfg.optim_wrapper.dtype = None
-
-
-# -- data ------------------------------------------------------------------------------------------
-
-
-def _set_data(cfg: Config, data: str | Path | None, training: bool) -> None:
-    """Point the loaders and the metric at the data; classes and the model's class count come from the training file."""
-    if data is None:  # what the config was written for
-        ann_file = Path(cfg.train_dataloader.dataset.get("ann_file", ""))
-        data = {SHAPES: "shapes", COCO: "coco"}.get(next((root for root in (SHAPES, COCO) if root in ann_file.parents), None))
-    if data is not None:
-        files = _find_data(data, training)
-        for loader, json_file, img_dir in (
-            ("train_dataloader", files.train_json, files.img_dirs[0]),
-            ("val_dataloader", files.val_json, files.img_dirs[1]),
-            ("test_dataloader", files.val_json, files.img_dirs[1]),
-        ):
-            if cfg.get(loader):
-                cfg[loader].dataset.ann_file, cfg[loader].dataset.img_dir = str(json_file), str(img_dir)
-        for evaluator in ("val_evaluator", "test_evaluator"):
-            if cfg.get(evaluator):
-                cfg[evaluator].ann_file = str(files.val_json)
-    _set_classes(cfg)
-
-
-def _find_data(data: str | Path, training: bool) -> Any:
-    from mmvit.data import ensure_shapes, find_coco_json
-
-    if str(data) == "shapes":
-        return find_coco_json(ensure_shapes(SHAPES))
-    if str(data) == "coco":
-        splits = ("train2017", "val2017") if training else ("val2017",)
-        wanted = [COCO / place for split in splits for place in (f"annotations/instances_{split}.json", split)]
-        missing = [str(path) for path in wanted if not path.exists()]
-        if missing:
-            raise UserError(
-                f"COCO is not complete: {', '.join(missing)} missing. Unpack train2017.zip, val2017.zip and "
-                f"annotations_trainval2017.zip of https://cocodataset.org/#download into {COCO}/, or make {COCO} a link to "
-                "the folder that has them. --data shapes trains on synthetic data at once, --data PATH on your own."
-            )
-    return find_coco_json(COCO if str(data) == "coco" else data)
-
-
-def _set_classes(cfg: Config) -> None:
-    """Fix the class names in all datasets, and the model's class count, to those of the training annotations."""
-    from mmvit.data import read_coco
-
-    dataset = cfg.train_dataloader.dataset
-    classes = tuple(dataset.get("classes") or read_coco(dataset.ann_file).classes)
-    for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
-        if cfg.get(loader):
-            cfg[loader].dataset.classes = classes
-    stated = cfg.model.get("num_classes")
-    if stated is not None and stated != len(classes):
-        raise UserError(
-            f"model.num_classes={stated} in the config, but {dataset.ann_file} has {len(classes)} classes "
-            f"({', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}). Leave model.num_classes out: the data decides."
-        )
-    cfg.model.num_classes = len(classes)

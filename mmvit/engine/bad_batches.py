@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from mmengine.dist import get_rank
-from mmengine.structures import BaseDataElement, InstanceData
+from mmengine.structures import BaseDataElement, InstanceData, PixelData
 
+from mmvit.data.structures import DataSample
 from mmvit.engine.checkpoint import atomic_save, plain, read_checkpoint
 from mmvit.engine.optim import Failure
 from mmvit.errors import UserError
@@ -81,13 +82,15 @@ class SkippedSteps:
         return path
 
 
+#: Kinds of data elements, by the key under which `_pack` puts their fields.
+_KINDS = {"_instances": InstanceData, "_pixels": PixelData, "_sample": DataSample}
+
+
 def _pack(value: Any) -> Any:
     """A batch as tensors and plain containers; `_unpack` undoes it."""
-    if isinstance(value, InstanceData):
-        return {"_instances": {key: _pack(item) for key, item in value.items()}, "_meta": plain(dict(value.metainfo_items()))}
     if isinstance(value, BaseDataElement):
-        fields = {key: _pack(item) for key, item in value.items()}
-        return {"_sample": fields, "_meta": plain(dict(value.metainfo_items()))}
+        key = next((key for key, kind in _KINDS.items() if isinstance(value, kind)), "_sample")
+        return {key: {name: _pack(item) for name, item in value.items()}, "_meta": plain(dict(value.metainfo_items()))}
     if isinstance(value, dict):
         return {key: _pack(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -96,11 +99,9 @@ def _pack(value: Any) -> Any:
 
 
 def _unpack(value: Any) -> Any:
-    from mmvit.data.structures import DataSample
-
-    if isinstance(value, dict) and ("_instances" in value or "_sample" in value):
-        kind, key = (InstanceData, "_instances") if "_instances" in value else (DataSample, "_sample")
-        element = kind(metainfo=value["_meta"])
+    key = next((key for key in _KINDS if key in value), None) if isinstance(value, dict) else None
+    if key is not None:
+        element = _KINDS[key](metainfo=value["_meta"])
         for name, item in value[key].items():
             setattr(element, name.removeprefix("_"), _unpack(item))
         return element

@@ -22,7 +22,9 @@ from torch.utils.data import DataLoader
 import mmvit.engine.runner  # noqa: F401 - registers loops, hooks and optimizer parts
 from mmvit import registry
 from mmvit.engine.arguments import accepted_arguments
-from mmvit.engine.optim import RULE_KEYS
+from mmvit.engine.optim import PARAMWISE_KEYS, RULE_KEYS
+from mmvit.engine.recipes import KEY as BACKBONE_RECIPES
+from mmvit.engine.recipes import check_patterns, merged_recipes
 from mmvit.errors import UserError, did_you_mean
 
 #: top-level key -> registry of the ``type`` in it
@@ -76,7 +78,7 @@ _PLAIN: dict[str, tuple[str, ...]] = {
     "env_cfg": ("cudnn_benchmark", "mp_cfg", "dist_cfg", "resource_limit"),
     "env_cfg.mp_cfg": ("mp_start_method", "opencv_num_threads"),
     "env_cfg.dist_cfg": ("backend", "init_backend", "timeout"),
-    "optim_wrapper.paramwise_cfg": ("rules",),
+    "optim_wrapper.paramwise_cfg": PARAMWISE_KEYS,
     "optim_wrapper.paramwise_cfg.rules": RULE_KEYS,
     "custom_imports": ("imports", "allow_failed_imports"),
 }
@@ -86,6 +88,8 @@ _ENGINE_KEYS = (
     "sync_bn",
     "find_unused_parameters",
     "compile",
+    "data",
+    BACKBONE_RECIPES,
     "new_classes",
     "model_wrapper_cfg",
     "activation_checkpointing",
@@ -196,12 +200,22 @@ def _accepts(node: dict, where: str, key: str) -> bool:
 def check_config(cfg: Config | dict) -> None:
     """Raise `UserError` for the first key of `cfg` that nothing reads, or type that nothing registers."""
     for key, value in dict(cfg).items():
+        if key == BACKBONE_RECIPES:
+            continue
         if key not in TOP_KEYS:
             raise UserError(
                 f"Config key {key!r}: nothing reads it.{did_you_mean(key, TOP_KEYS)} "
                 "(Names that start with an underscore are local to a config file.)"
             )
         _check(value, key, _REGISTRIES.get(key))
+    if dict(cfg).get(BACKBONE_RECIPES):
+        cfg = cfg if isinstance(cfg, Config) else Config(cfg)
+        check_patterns(cfg)
+        for pattern, merged in merged_recipes(cfg):
+            try:
+                check_config(merged)
+            except UserError as error:
+                raise UserError(f"{BACKBONE_RECIPES}[{pattern!r}]: {error}") from error
 
 
 def _check(value: Any, path: str, home: Registry | None) -> None:

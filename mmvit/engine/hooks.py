@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from mmengine.dist import is_main_process
+from mmengine.dist import all_gather_object, is_main_process
 from mmengine.hooks import Hook
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from mmvit.engine.log import console, say, shown
 from mmvit.engine.loops import StopValidation
-from mmvit.engine.scalars import BOX_AP, ScalarLog, draw_curves, score_text
+from mmvit.engine.scalars import HEADLINES, ScalarLog, draw_curves, headline, score_text
 from mmvit.errors import UserError, did_you_mean
 from mmvit.registry import HOOKS
 
@@ -124,22 +124,38 @@ class InterruptHook(Hook):
         raise Interrupted(self._signum, Path(runner.work_dir) / name)
 
 
+def counts_epochs(runner: Any) -> bool:
+    """Whether the training loop counts epochs; else iterations."""
+    return getattr(runner.train_loop, "by_epoch", True)
+
+
 @HOOKS.register_module()
 class CheckpointHook(Hook):
-    """Saves every `interval` epochs (iterations with ``by_epoch=False``) and at the end; keeps the last `keep` and the best.
+    """Saves every `interval` epochs or iterations and at the end; keeps the last `keep` and the best.
 
     An old checkpoint goes only after the new one is safely on disk.
 
     Args:
-        best: metric whose largest value marks the best checkpoint (``best.pth``); None for none.
+        interval: epochs or iterations between two checkpoints; as many as between two validations if None.
+        by_epoch: whether `interval` counts epochs or iterations; what the training loop counts if None.
+        best: metric whose largest value marks the best checkpoint (``best.pth``); ``auto`` for the first of `HEADLINES` that
+            is measured, None for none.
     """
 
     priority = "VERY_LOW"
 
-    def __init__(self, interval: int = 1, by_epoch: bool = True, keep: int = 2, best: str | None = BOX_AP) -> None:
-        if interval < 1 or keep < 1:
+    def __init__(
+        self, interval: int | None = None, by_epoch: bool | None = None, keep: int = 2, best: str | None = "auto"
+    ) -> None:
+        if (interval is not None and interval < 1) or keep < 1:
             raise UserError(f"default_hooks.checkpoint: interval={interval} and keep={keep} must be 1 or more.")
         self.interval, self.by_epoch, self.keep, self.best = interval, by_epoch, keep, best
+
+    def before_train(self, runner: Any) -> None:
+        if self.by_epoch is None:
+            self.by_epoch = counts_epochs(runner)
+        if self.interval is None:
+            self.interval = runner.train_loop.val_interval if self.by_epoch == counts_epochs(runner) else 1
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict | None = None) -> None:
         done = runner.iter + 1
@@ -155,13 +171,16 @@ class CheckpointHook(Hook):
         if runner.train_loop is None:
             return
         runner.train_loop.validation_pending = False
-        score = (metrics or {}).get(self.best) if self.best else None
-        if self.best and score is None:
+        best = headline(metrics or {}) if self.best == "auto" else self.best
+        if best is None:
+            return
+        score = (metrics or {}).get(best)
+        if score is None:
             raise UserError(
-                f"default_hooks.checkpoint.best={self.best!r} is not among the measured scores."
-                f"{did_you_mean(self.best, metrics or {})} Measured: {', '.join(metrics or {}) or 'none'}."
+                f"default_hooks.checkpoint.best={best!r} is not among the measured scores."
+                f"{did_you_mean(best, metrics or {})} Measured: {', '.join(metrics or {}) or 'none'}."
             )
-        if score is None or not score > runner.message_hub.runtime_info.get("best_score", -math.inf):
+        if not score > runner.message_hub.runtime_info.get("best_score", -math.inf):
             return
         runner.message_hub.update_info("best_score", float(score))
         runner.save_checkpoint(
@@ -169,15 +188,16 @@ class CheckpointHook(Hook):
             "best.pth",
             save_optimizer=False,
             save_param_scheduler=False,
-            meta=dict(iter=runner.iter, score={self.best: float(score)}),
+            meta=dict(iter=runner.iter, score={best: float(score)}),
         )
-        kept = runner.message_hub.runtime_info.get("kept_checkpoints", [])
-        if kept:  # the newest checkpoint learns of the new best score
-            self._save(runner, kept[-1], runner.iter)
+        info = runner.message_hub.runtime_info
+        if info.get("saved_iter") == runner.iter:  # the checkpoint of this moment learns of the new best score
+            self._save(runner, info["kept_checkpoints"][-1], runner.iter)
 
     def _save(self, runner: Any, name: str, iteration: int) -> None:
         kept = [other for other in runner.message_hub.runtime_info.get("kept_checkpoints", []) if other != name] + [name]
         runner.message_hub.update_info("kept_checkpoints", kept[-self.keep :])
+        runner.message_hub.update_info("saved_iter", iteration)
         runner.save_checkpoint(runner.work_dir, name, meta=dict(iter=iteration))
         runner.mark_last(name)
         if is_main_process():
@@ -270,12 +290,15 @@ class ProgressHook(Hook):
         lr = max(group["lr"] for group in runner.optim_wrapper.optimizer.param_groups)
         left = duration((runner.max_iters - done) * self._speed)
         info = f"{loss}  lr {lr:.2g}  {images:.1f} img/s  {left} left{self._score}"
-        where = f"epoch {runner.epoch + 1}/{runner.max_epochs}"
+        length = len(runner.train_dataloader)
+        if not counts_epochs(runner):
+            where, batch = "training" if self._bar else f"iter {done}/{runner.max_iters}", ""
+        else:
+            where, batch = f"epoch {runner.epoch + 1}/{runner.max_epochs}", f"  {runner.iter % length + 1}/{length}"
         if self._bar:
             self._bar.update(self._task, completed=done, description=where, info=info)
         else:
-            length = len(runner.train_dataloader)
-            say(f"{where}  {runner.iter % length + 1}/{length}  {info}")
+            say(f"{where}{batch}  {info}")
         self._loss, self._count, self._iterations, self._shown_at = 0.0, 0, 0, time.monotonic()
 
     def before_val(self, runner: Any) -> None:
@@ -307,22 +330,25 @@ class ProgressHook(Hook):
         if metrics:
             text = score_text(metrics)
             self._score = f"  {text.split(' (')[0]}"
-            say(f"epoch {runner.epoch}/{runner.max_epochs}  {text}  ({duration(time.monotonic() - self._eval_started)})")
+            unit, done, end = (
+                ("epoch", runner.epoch, runner.max_epochs) if counts_epochs(runner) else ("iter", runner.iter, runner.max_iters)
+            )
+            say(f"{unit} {done}/{end}  {text}  ({duration(time.monotonic() - self._eval_started)})")
         self._shown_at = time.monotonic()
 
 
 @HOOKS.register_module()
 class CurveHook(Hook):
-    """Writes ``scalars.json`` (one JSON record a line) and draws loss and box AP to ``curves.png`` in the work dir.
+    """Writes ``scalars.json`` (one JSON record a line) and draws loss and score to ``curves.png`` in the work dir.
 
     Args:
         interval: iterations averaged in one record.
-        metric: score that is drawn and summed up at the end.
+        metric: score that is drawn and summed up at the end; the first of `HEADLINES` that is measured if None.
     """
 
     priority = "LOW"
 
-    def __init__(self, interval: int = 20, metric: str = BOX_AP) -> None:
+    def __init__(self, interval: int = 20, metric: str | None = None) -> None:
         self.interval, self.metric = interval, metric
 
     def before_train(self, runner: Any) -> None:
@@ -347,21 +373,84 @@ class CurveHook(Hook):
     def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
         if metrics and getattr(self, "log", None) is not None:
             self.log.add(dict(iter=runner.iter, epoch=float(runner.epoch), **metrics))
-            draw_curves(self.log.records, self.metric, Path(runner.work_dir) / "curves.png")
+            self._draw(runner)
 
     def after_train(self, runner: Any) -> None:
         if self.log is None:
             return
-        draw_curves(self.log.records, self.metric, Path(runner.work_dir) / "curves.png")
-        scores = [(r[self.metric], r["epoch"]) for r in self.log.records if r.get(self.metric) is not None]
+        self._draw(runner)
+        unit, name = ("epoch", "epoch") if counts_epochs(runner) else ("iter", "iteration")
+        metric = self._metric()
+        scores = [(r[metric], r[unit]) for r in self.log.records if metric and r.get(metric) is not None]
         if scores:
-            best, best_epoch = max(scores)
+            (last, when), (best, best_when) = scores[-1], max(scores)
             images = len(runner.val_dataloader.dataset)
             say(
-                f"box AP {scores[-1][0]:.3f} (measured on {images} validation images after epoch {scores[-1][1]:.0f}; "
-                f"best {best:.3f} after epoch {best_epoch:.0f})"
+                f"{HEADLINES.get(metric, metric)} {last:.3f} (measured on {images} validation images after {name} {when:.0f}; "
+                f"best {best:.3f} after {name} {best_when:.0f})"
             )
         say(f"checkpoints, curves.png and scalars.json are in {shown(runner.work_dir)}")
+
+    def _metric(self) -> str | None:
+        return self.metric or next(filter(None, map(headline, reversed(self.log.records))), None)
+
+    def _draw(self, runner: Any) -> None:
+        draw_curves(self.log.records, self._metric(), Path(runner.work_dir) / "curves.png", counts_epochs(runner))
+
+
+@HOOKS.register_module()
+class WorstImagesHook(Hook):
+    """Draws the pictures with the lowest mean IoU of the last evaluation to ``worst.png`` in the work dir.
+
+    Args:
+        count: pictures to show.
+    """
+
+    priority = "LOW"
+
+    def __init__(self, count: int = 12) -> None:
+        self.count = count
+        self._worst: Any = None
+
+    def before_val(self, runner: Any) -> None:
+        self._start(runner.val_evaluator, runner.val_dataloader.dataset)
+
+    def before_test(self, runner: Any) -> None:
+        self._start(runner.test_evaluator, runner.test_dataloader.dataset)
+
+    def _start(self, evaluator: Any, dataset: Any) -> None:
+        from mmvit.evaluation import WorstImages
+
+        self._metric = next((metric for metric in evaluator.metrics if hasattr(metric, "batch_miou")), None)
+        if self._metric is None:
+            raise UserError("WorstImagesHook needs a SemanticMetric, which scores single pictures. Remove the hook.")
+        self._worst, self._metainfo = WorstImages(self.count), dataset.metainfo
+
+    def after_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        for sample, score in zip(outputs, self._metric.batch_miou, strict=True):
+            self._worst.add(sample.img_path, sample.gt_sem_seg.data, sample.pred_sem_seg.data, score)
+
+    after_test_iter = after_val_iter
+
+    def after_train(self, runner: Any) -> None:
+        self._draw(runner)
+
+    def after_test(self, runner: Any) -> None:
+        self._draw(runner)
+
+    def _draw(self, runner: Any) -> None:
+        """Join what the processes have kept, and draw it."""
+        from mmvit.evaluation import draw_gallery
+
+        if self._worst is None:
+            return
+        first, *others = all_gather_object(self._worst)
+        for other in others:
+            first.merge(other)
+        if is_main_process() and len(first):
+            path = Path(runner.work_dir) / "worst.png"
+            draw_gallery(first.items(), path, self._metainfo["classes"], self._metainfo["palette"])
+            say(f"the {len(first)} pictures with the lowest mIoU are in {shown(path)}")
 
 
 def duration(seconds: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +22,7 @@ from mmvit.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZER
 
 AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 RULE_KEYS = ("pattern", "lr", "lr_mult", "weight_decay", "decay_mult", "optional")
+PARAMWISE_KEYS = ("rules", "layer_decay", "decay_vectors")
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -34,18 +35,32 @@ class ParamRuleConstructor:
     out, and a parameter without rule, keeps the optimizer's values. Parameters with equal learning rate and weight decay
     share a group. A rule that fits no name at all is an error, unless it says ``optional=True`` (for rules on parts that
     another backbone lacks).
+
+    Besides ``rules``, `paramwise_cfg` has
+
+    * ``layer_decay``: layer-wise learning-rate decay by this factor. A parameter at depth d of a backbone with n layers
+      (``model.layer_depth(name)``, ``model.num_layers``) learns at ``rate ** (n + 1 - d)`` of what the rules say; parts
+      without depth learn at the full rate.
+    * ``decay_vectors=False``: no weight decay for parameters with one dimension (biases, norms, layer scales).
+
+    Names in ``model.no_weight_decay()`` (position tables) have no weight decay, whatever the rules say.
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
         self.optim_wrapper_cfg = dict(optim_wrapper_cfg)
         self.optimizer_cfg = dict(self.optim_wrapper_cfg.pop("optimizer"))
         settings = dict(paramwise_cfg or {})
-        self.rules: list[dict] = [dict(rule) for rule in settings.pop("rules", [])]
         for key in settings:
-            raise UserError(
-                f"optim_wrapper.paramwise_cfg.{key}: nothing reads this key.{did_you_mean(key, ['rules'])} "
-                "ParamRuleConstructor reads 'rules' only."
-            )
+            if key not in PARAMWISE_KEYS:
+                raise UserError(
+                    f"optim_wrapper.paramwise_cfg.{key}: nothing reads this key.{did_you_mean(key, PARAMWISE_KEYS)} "
+                    f"ParamRuleConstructor reads {', '.join(PARAMWISE_KEYS)}."
+                )
+        self.rules: list[dict] = [dict(rule) for rule in settings.get("rules") or ()]
+        self.decay_vectors: bool = settings.get("decay_vectors", True)
+        self.layer_decay: float = settings.get("layer_decay") or 1.0
+        if not 0 < self.layer_decay <= 1:
+            raise UserError(f"optim_wrapper.paramwise_cfg.layer_decay={self.layer_decay}: it must lie between 0 and 1.")
         for i, rule in enumerate(self.rules):
             for key in rule:
                 if key not in RULE_KEYS:
@@ -63,6 +78,8 @@ class ParamRuleConstructor:
         base_lr, base_decay = self.optimizer_cfg["lr"], self.optimizer_cfg.get("weight_decay", 0.0)
         matched = [False] * len(self.rules)
         groups: dict[tuple[float, float], dict] = {}
+        undecayed = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
+        self._check_names(undecayed, model)
         for name, parameter in model.named_parameters():
             rule: dict = {}
             for i, candidate in enumerate(self.rules):
@@ -71,8 +88,10 @@ class ParamRuleConstructor:
                     break
             if not parameter.requires_grad:
                 continue
-            lr = rule.get("lr", base_lr * rule.get("lr_mult", 1.0))
+            lr = rule.get("lr", base_lr * rule.get("lr_mult", 1.0)) * self._layer_factor(model, name)
             decay = rule.get("weight_decay", base_decay * rule.get("decay_mult", 1.0))
+            if name in undecayed or (parameter.ndim <= 1 and not self.decay_vectors):
+                decay = 0.0
             group = groups.setdefault((lr, decay), dict(params=[], lr=lr, weight_decay=decay, names=[]))
             group["params"].append(parameter)
             group["names"].append(name)
@@ -85,6 +104,20 @@ class ParamRuleConstructor:
                     f"{names[-1]!r}) or mark the rule optional=True."
                 )
         return list(groups.values())
+
+    def _check_names(self, names: Iterable[str], model: nn.Module) -> None:
+        unknown = sorted(set(names) - {name for name, _ in model.named_parameters()})
+        if unknown:
+            raise ValueError(f"{type(model).__name__}.no_weight_decay() names {unknown[0]!r}, which is no parameter of it")
+
+    def _layer_factor(self, model: nn.Module, name: str) -> float:
+        """What layer-wise decay makes of the learning rate of parameter `name`."""
+        if self.layer_decay == 1:
+            return 1.0
+        if not hasattr(model, "layer_depth"):
+            raise UserError(f"optim_wrapper.paramwise_cfg.layer_decay: {type(model).__name__} knows no layer depths.")
+        depth = model.layer_depth(name)
+        return 1.0 if depth is None else self.layer_decay ** (model.num_layers + 1 - depth)
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
         model = getattr(model, "module", model)

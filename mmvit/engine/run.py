@@ -13,9 +13,11 @@ from torch import nn
 from mmvit.engine.assembly import assemble
 from mmvit.engine.checkpoint import atomic_text, last_checkpoint, read_checkpoint
 from mmvit.engine.config import load_config
+from mmvit.engine.datasets import data_name
 from mmvit.engine.log import say, shown
+from mmvit.engine.report import cost, hash_config, input_size, versions
 from mmvit.engine.runner import Runner, same_classes
-from mmvit.engine.scalars import score_text
+from mmvit.engine.scalars import class_table, number, score_text
 from mmvit.errors import UserError
 
 
@@ -53,13 +55,17 @@ def test(
         changes: arguments of `assemble`.
 
     Returns:
-        config, checkpoint, its SHA-256, data set, images, parameters, input size and ``scores``.
+        What was evaluated (``task``, ``config`` and ``config_hash``, ``arch``, ``backbone``, ``checkpoint`` and its
+        ``sha256``), how (``eval_layers``, ``deploy``, ``slide``, ``tta``, ``device``, ``threads``, ``versions``), on what
+        (``data``, ``images``), ``scores``, and the cost: ``parameters``, ``flops`` (two per multiply-add) and ``latency``
+        (median seconds of a forward pass) for one picture of ``input_size`` (height, width).
     """
     from mmvit.architectures import load_weights
     from mmvit.weights import resolve, sha256
 
     cfg = assemble(config if isinstance(config, Config) else load_config(config), training=False, **changes)
     path = Path(checkpoint) if Path(checkpoint).is_file() else Path(resolve(str(checkpoint)))
+    data, config_hash = data_name(cfg), hash_config(cfg)
     for key in (
         "train_dataloader",
         "train_cfg",
@@ -71,8 +77,9 @@ def test(
     ):
         cfg.pop(key, None)
     cfg.model.pop("backbone_pretrained", None)
+    worst = cfg.get("default_hooks", {}).get("worst")
     cfg.default_hooks = dict.fromkeys((*cfg.get("default_hooks", {}), "checkpoint", "curves", "interrupt"))
-    cfg.default_hooks.progress = dict(type="ProgressHook")
+    cfg.default_hooks.update(progress=dict(type="ProgressHook"), worst=worst)
     runner = Runner.from_cfg(cfg)
     classes = tuple(load_weights(runner.bare_model, path).get("classes") or ())
     same_classes(classes, tuple(cfg.test_dataloader.dataset.classes), str(path), "evaluate it on data with its classes")
@@ -82,23 +89,42 @@ def test(
         runner.bare_model.set_eval_layers(eval_layers)
     if deploy:
         runner.bare_model.eval().deploy()
-    scores = {key: float(value) for key, value in runner.test().items()}
+    scores = {key: number(value) for key, value in runner.test().items()}
     report = dict(
         config=Path(cfg.filename).stem if cfg.filename else None,
+        config_hash=config_hash,
+        task=getattr(runner.bare_model, "task", None),
+        arch=getattr(runner.bare_model, "arch", None),
+        backbone=getattr(runner.bare_model, "backbone_name", None),
         checkpoint=str(path),
         sha256=sha256(path),
-        data=cfg.test_dataloader.dataset.ann_file,
+        data=data,
         images=len(runner.test_dataloader.dataset),
-        parameters=sum(p.numel() for p in runner.bare_model.parameters()),
         eval_layers=eval_layers,
         deploy=deploy,
+        slide=(cfg.model.get("test_cfg") or {}).get("mode") == "slide",
+        tta=any(step.type == "TestTimeAug" for step in cfg.test_dataloader.dataset.pipeline),
         scores=scores,
+        **cost(runner.bare_model, input_size(cfg), runner.device),
+        versions=versions(),
     )
     target = Path(out) if out else Path(runner.work_dir) / "metrics.json"
     if runner.rank == 0:
         atomic_text(json.dumps(report, indent=2) + "\n", target)
-    say(f"{score_text(scores)} (measured on {report['images']} images of {report['data']})\nwritten to {shown(target)}")
+    say(f"{_summary(report)}\nwritten to {shown(target)}")
     return report
+
+
+def _summary(report: dict[str, Any]) -> str:
+    """A report in a few lines."""
+    scores, size = report["scores"], "x".join(map(str, report["input_size"]))
+    lines = [
+        class_table(scores),
+        f"{score_text(scores)} (measured on {report['images']} images of {report['data']})",
+        f"{report['parameters'] / 1e6:.2f} M parameters, {report['flops'] / 1e9:.2f} GFLOPs and "
+        f"{report['latency'] * 1e3:.1f} ms at {size} on {report['device']}",
+    ]
+    return "\n".join(filter(None, lines))
 
 
 def replay_file(config: str | Path | Config, path: str | Path, **changes: Any) -> int:

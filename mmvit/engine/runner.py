@@ -10,12 +10,14 @@ import re
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import mmengine
 import torch
 import torch.distributed as dist
+from mmengine.dataset import pseudo_collate
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer, MMLogger
@@ -30,8 +32,10 @@ import mmvit
 import mmvit.engine.ema
 from mmvit.engine.arguments import accepted_arguments
 from mmvit.engine.checkpoint import LAST, atomic_save, atomic_text, last_checkpoint, plain, read_checkpoint, remove_leftovers
-from mmvit.engine.hooks import outlive_signals
+from mmvit.engine.hooks import counts_epochs, outlive_signals
 from mmvit.engine.log import quiet_console, say, shown
+from mmvit.engine.loops import IterTrainLoop
+from mmvit.engine.schedule import fit_schedule
 from mmvit.errors import UserError, did_you_mean
 from mmvit.registry import MODELS, RUNNERS
 
@@ -46,6 +50,13 @@ DEFAULT_HOOKS = dict(
     checkpoint=dict(type="CheckpointHook"),
     interrupt=dict(type="InterruptHook"),
 )
+
+
+def list_samples(samples: Sequence[Any]) -> Any:
+    """A batch: for each key the list of the samples' values (an image, or the list of an image's views)."""
+    if not isinstance(samples[0], dict):  # of a dataset that is not ours
+        return pseudo_collate(samples)
+    return {key: [sample[key] for sample in samples] for key in samples[0]}
 
 
 @RUNNERS.register_module()
@@ -85,8 +96,9 @@ class Runner(_Runner):
 
     @staticmethod
     def build_dataloader(dataloader: DataLoader | dict, seed: int | None = None, diff_rank_seed: bool = False) -> DataLoader:
-        if isinstance(dataloader, dict) and "worker_init_fn" not in dataloader:
-            dataloader = dict(dataloader, worker_init_fn=dict(type=outlive_signals))
+        if isinstance(dataloader, dict):
+            defaults = dict(worker_init_fn=dict(type=outlive_signals), collate_fn=dict(type=list_samples))
+            dataloader = {**defaults, **dataloader}
         return _Runner.build_dataloader(dataloader, seed, diff_rank_seed)
 
     def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
@@ -297,8 +309,7 @@ class Runner(_Runner):
         self.train_loop.validation_pending = bool(meta.get("validation_pending", False))
         self._load_message_hub(checkpoint["message_hub"])
         self.optim_wrapper.load_state_dict(checkpoint["optimizer"])
-        for scheduler, state in zip(self.param_schedulers or (), checkpoint.get("param_schedulers", ()), strict=True):
-            scheduler.load_state_dict(state)
+        self._resume_schedule(checkpoint.get("param_schedulers", ()))
         for name, parameter in self.bare_model.named_parameters():
             if name in checkpoint.get("gradients", {}):
                 parameter.grad = checkpoint["gradients"][name].to(parameter)
@@ -316,16 +327,38 @@ class Runner(_Runner):
             self.train_dataloader.sampler.seed = seed
 
     def _resume_iteration(self, meta: dict) -> int:
-        """The iteration to go on from; another number of iterations in an epoch (batch, processes, data) is converted."""
+        """The iteration to go on from. Where an epoch has another number of iterations (batch, processes, data), a run that
+        counts epochs goes on from the same part of its epoch.
+        """
         before, now = meta.get("epoch_length"), len(self.train_dataloader)
         if not before or before == now:
             return meta["iter"]
-        iteration = meta["iter"] * now // before
+        iteration = meta["iter"] * now // before if counts_epochs(self) else meta["iter"]
+        instead = "" if iteration == meta["iter"] else f" instead of {meta['iter']}"
         self.logger.warning(
             f"an epoch had {before} iterations and has {now} now (another batch size, number of processes or data "
-            f"set): going on from iteration {iteration} instead of {meta['iter']}, not exactly where it was"
+            f"set): going on from iteration {iteration}{instead}, with other "
+            " batches than the run would have had"
         )
         return iteration
+
+    def _resume_schedule(self, states: Sequence[dict]) -> None:
+        for scheduler, state in zip(self.param_schedulers or (), states, strict=True):
+            end = scheduler.end
+            scheduler.load_state_dict(state)
+            if scheduler.end != end:
+                unit = "epoch" if scheduler.by_epoch else "iteration"
+                self.logger.warning(
+                    f"the run was started with a {type(scheduler).__name__} up to {unit} {scheduler.end}, this command asks "
+                    f"for one up to {end}: the learning rate follows the old schedule"
+                )
+            while scheduler.by_epoch and scheduler._global_step < self.epoch:  # cut between an epoch's last step and its end
+                scheduler.step()
+
+    def build_param_scheduler(self, scheduler: Any) -> Any:
+        if isinstance(self.train_loop, IterTrainLoop) and isinstance(scheduler, (dict, list, tuple)):
+            scheduler = fit_schedule([scheduler] if isinstance(scheduler, dict) else list(scheduler), self.max_iters)
+        return super().build_param_scheduler(scheduler)
 
     def _load_message_hub(self, state: dict) -> None:
         scalars = {
@@ -397,6 +430,13 @@ class Runner(_Runner):
             self._cfg_dump = self.cfg.pretty_text
         return self._cfg_dump
 
+    def _length(self) -> str:
+        """How long training is, in words."""
+        length = len(self.train_dataloader)
+        if counts_epochs(self):
+            return f"{self.max_epochs} epochs of {length} iterations"
+        return f"{self.max_iters} iterations ({self.max_iters / length:.3g} passes over the data)"
+
     def _summary(self) -> None:
         """A few lines about the run on the console."""
         model = self.bare_model
@@ -414,7 +454,7 @@ class Runner(_Runner):
             amp = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(getattr(wrapper, "dtype", None), "float32")
             lines += [
                 f"data      {len(data.dataset)} training images{val}, {len(self._classes())} classes",
-                f"schedule  {self.max_epochs} epochs of {len(data)} iterations, batch {data.batch_size}"
+                f"schedule  {self._length()}, batch {data.batch_size}"
                 + (f" × {self.world_size} processes" if self.world_size > 1 else "")
                 + f", lr {lr:.3g}, {amp}, seed {self.seed}",
             ]

@@ -1,0 +1,12 @@
+"""A small UPerNet on the synthetic shapes: the whole path from data to mIoU on a laptop.
+
+python tools/train.py configs/upernet_shapes.py
+python tools/test.py configs/upernet_shapes.py work_dirs/upernet_shapes/best.pth
+
+Expected: mIoU at least 0.80 on the 200 validation pictures, measured at the end of the command.
+Cost: less than 6 minutes on 2 CPU cores.
+"""
+
+_base_ = "_base_/shapes_semantic.py"
+
+model = dict(type="Segmenter", arch="upernet", backbone="swin_debug", data_preprocessor=dict(size=(128, 128)))

@@ -1,0 +1,132 @@
+"""Changes of a config's data pipelines: input size, augmentation, sliding windows, test-time augmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+
+from mmvit.engine.arguments import accepted_arguments
+from mmvit.engine.datasets import datasets, is_semantic
+from mmvit.errors import UserError
+from mmvit.registry import TRANSFORMS
+
+#: what stands in the place of `RandomResize` and `RandomCrop` when a picture is taken as it is
+_PLAIN_SIZE = ("Resize", "ResizeToMultiple")
+TTA_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+_SLIDE_STRIDE = 2 / 3  # of a window
+
+
+def _steps(cfg: Config, kind: str, split: str | None = None) -> Iterator[ConfigDict]:
+    for name, dataset in datasets(cfg):
+        if split in (None, name):
+            yield from (step for step in dataset.get("pipeline", ()) if step.get("type") == kind)
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
+def set_size(cfg: Config, size: int) -> None:
+    """Detection: square input of side `size`, multi-scale sides keep their ratio to it. Segmentation: see `set_crop`."""
+    if size < 32 or size % 32:
+        raise UserError(f"--size {size}: the side must be a multiple of 32, 32 or more.")
+    if is_semantic(cfg):
+        set_crop(cfg, size)
+        return
+    before = None
+    for step in _steps(cfg, "Resize"):
+        before = _pair(step.size)[0]
+        step.size = (size, size)
+    preprocessor = cfg.model.get("data_preprocessor", {})
+    if before and preprocessor.get("multi_scale"):
+        preprocessor.multi_scale = [max(32, int(side * size / before / 32 + 0.5) * 32) for side in preprocessor.multi_scale]
+
+
+def crop_of(cfg: Config) -> tuple[int, int]:
+    """(height, width) of a segmentation config's training crops."""
+    crop = next((step.size for step in _steps(cfg, "RandomCrop", "train")), None)
+    crop = crop or cfg.model.get("data_preprocessor", {}).get("size")
+    if not crop:
+        sides = next((_pair(step.size) for step in _steps(cfg, "Resize")), None)
+        if sides is None:
+            raise UserError("The config has neither a RandomCrop nor a Resize: it does not say what its crop is.")
+        crop = min(sides)
+    return _pair(crop)
+
+
+def set_crop(cfg: Config, size: int) -> None:
+    """Training crops whose short side is `size`; sizes of resizing and of sliding windows change in proportion."""
+    before = crop_of(cfg)
+    factor = size / min(before)
+    crop = tuple(max(32, int(side * factor / 32 + 0.5) * 32) for side in before)
+    for step in _steps(cfg, "RandomCrop"):
+        step.size = crop
+    preprocessor = cfg.model.get("data_preprocessor", {})
+    if preprocessor.get("size"):
+        preprocessor.size = crop
+    for kind, key in (("Resize", "size"), ("TestTimeAug", "size"), ("RandomResize", "scale")):
+        for step in _steps(cfg, kind):
+            if step.get(key):
+                step[key] = tuple(_scaled(side, factor) for side in _pair(step[key]))
+    test_cfg = cfg.model.get("test_cfg") or {}
+    for key in ("crop_size", "stride"):
+        if key in test_cfg:
+            test_cfg[key] = tuple(_scaled(side, factor) for side in _pair(test_cfg[key]))
+
+
+def _scaled(side: int, factor: float) -> int:
+    return max(1, round(side * factor))
+
+
+def drop_augmentation(cfg: Config) -> None:
+    """Train on the pictures as they are evaluated: nothing that happens with a probability, no multi-scale, no crops."""
+    dataset = cfg.train_dataloader.dataset
+    steps = [step for step in dataset.pipeline if "p" not in (accepted_arguments(TRANSFORMS.get(step.type)) or ())]
+    if is_semantic(cfg):
+        steps = _sized_as_evaluated(cfg, steps)
+        preprocessor = cfg.model.get("data_preprocessor", {})
+        if preprocessor.get("size"):
+            preprocessor.size = None  # batches are as large as their largest picture
+    dataset.pipeline = steps
+    if cfg.model.get("data_preprocessor", {}).get("multi_scale"):
+        cfg.model.data_preprocessor.multi_scale = None
+    cfg.default_hooks.pop("stop_augmentation", None)
+
+
+def _sized_as_evaluated(cfg: Config, steps: list) -> list:
+    """`steps` with the resizing of the evaluation in the place of random sizes and crops."""
+    random = ("RandomResize", "RandomCrop")
+    if not any(step.type in random for step in steps):
+        return steps
+    first = next(i for i, step in enumerate(steps) if step.type in random)
+    sized = [ConfigDict(step) for kind in _PLAIN_SIZE for step in list(_steps(cfg, kind, "val"))[:1]]
+    return steps[:first] + sized + [step for step in steps[first:] if step.type not in random]
+
+
+def set_slide(cfg: Config) -> None:
+    """Evaluate by sliding windows: those of the recipe, else of the size of the training crops, a third overlapping."""
+    if not is_semantic(cfg):
+        raise UserError("--slide: sliding windows are for semantic segmentation; this config detects objects.")
+    test_cfg = dict(cfg.model.get("test_cfg") or {})
+    crop = _pair(test_cfg.get("crop_size") or crop_of(cfg))
+    test_cfg.setdefault("stride", tuple(max(1, int(side * _SLIDE_STRIDE)) for side in crop))
+    cfg.model.test_cfg = dict(test_cfg, mode="slide", crop_size=crop)
+
+
+def set_tta(cfg: Config) -> None:
+    """Evaluate the mean prediction over six scales and their mirror images, with `TestTimeAug` in the place of `Resize`."""
+    if not is_semantic(cfg):
+        raise UserError("--tta: averaging over scales is for semantic segmentation; this config detects objects.")
+    dataset = cfg.test_dataloader.dataset
+    resize = next((step for step in dataset.pipeline if step.type == "Resize"), {})
+    multiple = next((step for step in dataset.pipeline if step.type == "ResizeToMultiple"), {})
+    if not resize.get("keep_ratio"):
+        raise UserError("--tta: the test pipeline has no Resize with keep_ratio=True that TestTimeAug could stand in for.")
+    views = ConfigDict(type="TestTimeAug", scales=TTA_SCALES, flip=True, size=_pair(resize["size"]))
+    views.update({key: source[key] for source, key in ((resize, "interpolation"), (multiple, "divisor")) if key in source})
+    place = dataset.pipeline.index(resize)
+    dataset.pipeline = [
+        step for step in [*dataset.pipeline[:place], views, *dataset.pipeline[place + 1 :]] if step.type != "ResizeToMultiple"
+    ]
