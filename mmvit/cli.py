@@ -34,7 +34,9 @@ COMMANDS = {
     "test": Command("evaluate a checkpoint", "mmvit.engine.commands", "add_test_arguments", "run_test"),
     "predict": Command("draw and save predictions for pictures and videos", "mmvit.inference.command"),
     "check": Command("compare networks with the official ones (golden files)", "mmvit.check_golden"),
-    "benchmark": Command("parameters, FLOPs, latency and memory of a model", "mmvit.benchmark"),
+    "prepare": Command("download, check and convert data sets", "mmvit.data.prepare"),
+    "leaderboard": Command("compare evaluated runs with each other and with published figures", "mmvit.leaderboard"),
+    "benchmark": Command("parameters, FLOPs, latency and memory of models, heads and metrics", "mmvit.benchmark"),
     "doctor": Command("check this installation, and say what is missing", "mmvit.doctor"),
 }
 

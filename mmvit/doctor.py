@@ -27,6 +27,11 @@ class Finding(NamedTuple):
     remedy: str = ""
 
 
+# What only some tasks need: import name -> the task.
+OPTIONAL = {
+    "cityscapesscripts": "only to prepare Cityscapes",
+    "transformers": "only for a peer in `mmvit benchmark MODEL`",
+}
 # Import name -> (names of the distributions that provide it, the recommended first; whether everything needs it).
 PACKAGES: dict[str, tuple[tuple[str, ...], bool]] = {
     "torch": (("torch",), True),
@@ -43,6 +48,7 @@ PACKAGES: dict[str, tuple[tuple[str, ...], bool]] = {
     "rich": (("rich",), True),
     "safetensors": (("safetensors",), True),
     "matplotlib": (("matplotlib",), True),
+    **{name: ((name,), False) for name in OPTIONAL},
 }
 _MUST_IMPORT = ("torch", "mmengine", "cv2", "pycocotools.mask")  # compiled or large: installed does not mean usable
 _DATASETS = {
@@ -118,7 +124,8 @@ def versions() -> Iterator[Finding]:
         if found:
             yield Finding(OK, name, found[1] + (f" ({found[0]})" if found[0] != name else ""))
         else:
-            yield Finding(FAIL if needed else NOTE, name, "not installed", f"pip install {distributions[0]}")
+            what = f"not installed: {OPTIONAL[name]}" if name in OPTIONAL else "not installed"
+            yield Finding(FAIL if needed else NOTE, name, what, f"pip install {distributions[0]}")
 
 
 def imports() -> Iterator[Finding]:

@@ -1,5 +1,6 @@
 """The benchmark measures what it says."""
 
+import argparse
 import json
 
 import pytest
@@ -34,15 +35,68 @@ def test_a_small_model(tmp_path, capsys):
     json.dumps(result)
 
 
-def test_wrong_arguments():
-    import argparse
-
+def arguments(*words: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     benchmark.add_arguments(parser)
-    with pytest.raises(UserError, match="multiple of 32"):
-        benchmark.run(parser.parse_args(["rtdetr_debug", "--size", "100"]))
-    with pytest.raises(UserError, match="no model"):
-        benchmark.run(parser.parse_args(["rtdetr_r51"]))
+    return parser.parse_args(words)
+
+
+def test_wrong_arguments():
+    for words, message in (
+        (["rtdetr_debug", "--size", "100"], "multiple of 32"),
+        (["rtdetr_r51"], "no model"),
+        (["rtdetr_debug", "--rounds", "0"], "at least 1"),
+        ([], "name one or more models"),
+        (["rtdetr_debug", "--heads"], "name one or more models"),
+        (["--heads", "--metrics"], "name one or more models"),
+        (["--metrics", "--size", "64"], "leave out --size"),
+    ):
+        with pytest.raises(UserError, match=message):
+            benchmark.run(arguments(*words))
+
+
+def test_heads_take_turns_on_the_same_features(tmp_path, capsys, monkeypatch):
+    from mmvit.benchmark import heads
+
+    monkeypatch.setattr(heads, "BACKBONES", ("mit_debug", "swin_debug"))
+    assert benchmark.run(arguments("--heads", "--size", "128", "--rounds", "1", "--json", str(tmp_path / "h.json"))) == 0
+    result = json.loads((tmp_path / "h.json").read_text())
+    rows = {(row["backbone"], row["head"]): row for row in result["rows"]}
+    assert set(rows) == {(b, h) for b in ("mit_debug", "swin_debug") for h in ("UPerNet", "SegFormer", "VWFormer")}
+    for (backbone, head), row in rows.items():
+        peer = rows[backbone, "UPerNet"]
+        assert row["flops_ratio"] == row["flops"] / peer["flops"] and row["seconds_ratio"] == row["seconds"] / peer["seconds"]
+        assert row["params"] > 0 and (row["params_ratio"] == 1.0) == (head == "UPerNet")
+    table = capsys.readouterr().out
+    assert table.count("(1.00x)") >= 6 and "`swin_debug` | VWFormer" in table and "128x128" in table
+
+
+@pytest.mark.parametrize("backbone", ["swin_tiny", "mit_b0"])
+def test_vwformer_takes_at_most_half_of_upernets_operations(backbone):
+    """The paper's claim, at the size of the README's table; nothing is computed."""
+    from mmvit.architectures.segmenter import build_head, head_settings
+    from mmvit.backbones import create_backbone
+
+    with torch.device("meta"):
+        features = create_backbone(backbone).feature_info
+        maps = [torch.rand(1, c, 512 // s, 512 // s) for c, s in features]
+        flops = {}
+        for method in ("upernet", "vwformer"):
+            head = build_head(head_settings(method, backbone)[0], features, 150).eval()
+            flops[method] = benchmark.count_flops(lambda head=head: head(maps))
+    assert flops["vwformer"] <= 0.5 * flops["upernet"]
+    assert flops["upernet"] == pytest.approx(2 * {"swin_tiny": 211.57e9, "mit_b0": 210.03e9}[backbone], rel=0.01)
+
+
+def test_metrics_agree_and_ours_is_faster():
+    result = benchmark.benchmark_metrics(rounds=5, size=(256, 512))
+    assert result["gap"] < 1e-4  # mmseg rounds
+    ours, *peers = result["rows"].values()
+    assert ours["ratio"] == 1.0 and all(peer["ratio"] > 3 for peer in peers)
+    assert 0 < ours["bytes"] < 8 * 2**20
+    table = benchmark.metrics_table(result)
+    assert "256x512" in table and table.count("\n| m") == 3
+    json.dumps(result)
 
 
 @pytest.mark.parametrize("name", sorted(benchmark.PEERS))

@@ -30,7 +30,9 @@ def loaded_after(code: str) -> set[str]:
         "from mmvit.cli import main; main(['--help']); main(['--version']); main(['nonsense'])",
         "from mmvit.cli import main\ntry: main(['predict', '--help'])\nexcept SystemExit: pass",
         "from mmvit.cli import main\ntry: main(['doctor', '--help'])\nexcept SystemExit: pass",
-        "import mmvit.weights; mmvit.weights.index()",
+        "from mmvit.cli import main\ntry: main(['leaderboard', '--help'])\nexcept SystemExit: pass",
+        "from mmvit.cli import main\ntry: main(['benchmark', '--help'])\nexcept SystemExit: pass",
+        "import mmvit.weights; mmvit.weights.index(); mmvit.weights.published_figures('upernet')",
     ],
 )
 def test_nothing_heavy_is_imported_before_it_is_needed(code: str) -> None:

@@ -57,6 +57,8 @@ def test_missing_packages_get_the_command_that_installs_them(monkeypatch: pytest
     assert found["mmengine"].state == doctor.FAIL and found["mmengine"].remedy == "pip install onedl-mmengine"
     assert found["faster_coco_eval"].remedy == "pip install faster-coco-eval"
     assert found["mmdet"].state == doctor.NOTE
+    optional = found["cityscapesscripts"]
+    assert optional.state == doctor.NOTE and optional.text == "not installed: only to prepare Cityscapes"
 
 
 def test_stock_distributions_count(monkeypatch: pytest.MonkeyPatch) -> None:

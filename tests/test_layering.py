@@ -17,7 +17,7 @@ FLOORS = [
     {"architectures"},
     {"engine"},
     {"inference"},
-    {"check_golden", "doctor"},
+    {"check_golden", "doctor", "leaderboard"},
     {"benchmark"},
     {"cli"},
 ]

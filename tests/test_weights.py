@@ -20,9 +20,21 @@ from mmengine.logging import HistoryBuffer
 from torch import nn
 
 from mmvit.errors import UserError
-from mmvit.weights import cache_dir, check_sha256, index, load_checkpoint, load_into, published, resolve, save_safetensors
+from mmvit.weights import (
+    backbones,
+    cache_dir,
+    check_sha256,
+    index,
+    load_checkpoint,
+    load_into,
+    published,
+    published_figures,
+    resolve,
+    save_safetensors,
+)
 from mmvit.weights import download as download_module
-from mmvit.weights.catalogue import backbone_url
+from mmvit.weights.catalogue import Published, backbone_url
+from mmvit.weights.figures import SCORES, all_figures
 
 BODY = bytes(np.random.default_rng(0).integers(0, 256, 300_000, dtype=np.uint8))
 
@@ -102,7 +114,7 @@ def only_file(cache: Path) -> Path:
 
 
 def test_index_is_complete_and_consistent() -> None:
-    from mmvit.architectures import list_models
+    from mmvit.architectures import is_model
 
     entries = index()
     assert {
@@ -115,25 +127,90 @@ def test_index_is_complete_and_consistent() -> None:
         "rtdetrv2_r50_dsp",
         "rtdetrv2_r18_sp1",
         "rtdetrv2_hgnetv2_h",
+        *(f"segformer_mit_b{i}_{data}" for i in range(6) for data in ("ade20k", "cityscapes")),
+        *(f"upernet_swin_{size}_ade20k{made}" for size in ("tiny", "small", "base") for made in ("", "_mmseg")),
+        *(f"upernet_convnext_{size}_ade20k" for size in ("tiny", "small", "base", "large", "xlarge")),
+        "vwformer_swin_base_ade20k",
+        "vwformer_convnext_tiny_cityscapes",
     } <= set(entries)
     for entry in entries.values():
-        assert entry.architecture in list_models()
+        assert is_model(entry.architecture), entry.name
+        assert entry.task == ("detection" if entry.architecture.startswith("rtdetr") else "semantic")
+        assert [entry.packaged, entry.url, entry.page].count(None) == 2  # there is one way to get it
         if entry.packaged is None:
-            assert entry.url.startswith("https://") and entry.file_name.endswith(".pth")
-            assert entry.source["licence"] == "Apache-2.0" and entry.source["arxiv"] in ("2304.08069", "2407.17140")
-    downloads = [entry.url for entry in entries.values() if entry.url]
-    assert len(set(downloads)) == len({url.rsplit("/", 1)[-1] for url in downloads})  # no clash in the cache folder
+            assert (entry.url or entry.page).startswith("https://") and entry.file_name.endswith(".pth")
+            assert entry.source["arxiv"] and entry.source["code"].startswith("https://")
+        if entry.task == "semantic" and entry.packaged is None:
+            assert entry.architecture.endswith(f"_{entry.dataset}") and 30 < entry.miou_ss < entry.miou_ms < 90
+    files = [entry.url for entry in (*entries.values(), *backbones().values()) if entry.url]
+    assert len(set(files)) == len({url.rsplit("/", 1)[-1] for url in files})  # no clash in the cache folder
     assert (entries["rtdetr_r50"].box_ap, entries["rtdetr_r50_obj365"].box_ap) == (53.1, 55.3)
     assert published("rtdetrv2_m*").name == "rtdetrv2_r50m" and published("rtdetrv2_s").box_ap == 48.1
+    assert published("segformer_mit_b0").name == "segformer_mit_b0_ade20k"
+    assert published("segformer_mit_b0").sha256 == "8ffa8fda" and published("segformer_mit_b0").miou_ss == 37.41
 
 
 def test_every_pretrained_backbone_is_one_of_ours() -> None:
     from mmvit.backbones import find_backbone
 
     names = {entry.backbone for entry in index().values() if entry.backbone}
-    assert {find_backbone(name)[1] for name in names} == {"18vd", "34vd", "50vd", "101vd", "l", "x", "h"}
-    assert all(backbone_url(name).endswith(".pth") for name in names)
+    assert names <= set(backbones())
+    for name, entry in backbones().items():
+        assert find_backbone(name.removesuffix("_22k")), name
+        assert entry.url.startswith("https://") and entry.url.endswith(".pth") and entry.source["arxiv"]
+        assert not name.endswith("_22k") or entry.pretrain == "ImageNet-22K"
     assert backbone_url("PResNet50vd") == backbone_url("presnet_50vd")
+    assert backbone_url("SwinTiny") == backbones()["swin_tiny"].url
+    assert backbone_url("resnet_1") is None
+
+
+# ---- published figures
+
+
+def test_published_figures_are_found_by_method_backbone_and_data() -> None:
+    rows = published_figures("UPerNet", "Swin-Tiny", "ADE20K")
+    assert [(row.miou_ss, row.miou_ms, row.source["code"].split()[0]) for row in rows] == [
+        (44.51, 45.81, "microsoft/Swin-Transformer"),
+        (44.41, 45.79, "open-mmlab/mmsegmentation"),
+    ]
+    assert rows[0].setting == "ImageNet-1K, 160k, 512x512, arXiv 2103.14030, microsoft/Swin-Transformer"
+    (vw,) = published_figures("vwformer", "convnext_base", "cityscapes")
+    assert (vw.miou_ss, vw.miou_ms, vw.size) == (83.2, 83.9, "512x1024")
+    assert [row.box_ap for row in published_figures("mask_rcnn", "swin_tiny", schedule="3x")] == [46.0]
+    (panoptic,) = published_figures("mask2former", "swin_large_window12", "coco", task="panoptic")
+    assert (panoptic.pq, panoptic.mask_ap, panoptic.pretrain, panoptic.schedule) == (57.8, 48.6, "ImageNet-22K", "100e")
+    assert published_figures("upernet", "mit_b0") == []
+    assert {row.backbone for row in published_figures("rtdetr", variant="r50m")} == {"presnet_50vd"}
+    with pytest.raises(UserError, match="method 'upernt'. Did you mean 'upernet'"):
+        published_figures("upernt")
+    with pytest.raises(UserError, match="data.* 'ade'"):
+        published_figures(dataset="ade")
+
+
+def test_published_figures_are_consistent() -> None:
+    rows = all_figures()
+    assert len(rows) > 500 and {row.dataset for row in rows} == {"coco", "ade20k", "cityscapes"}
+    headline = {"detection": "box_ap", "instance": "mask_ap", "panoptic": "pq"}
+    for row in rows:
+        scores = [getattr(row, key) for key in SCORES]
+        assert all(score is None or 5 < score < 100 for score in scores), row
+        assert row.task == "semantic" or getattr(row, headline[row.task]) is not None, row
+        assert row.task != "semantic" or row.miou_ss is not None or row.miou_ms is not None, row
+        assert row.miou_ss is None or row.miou_ms is None or row.miou_ss <= row.miou_ms, row
+        assert row.source["paper"] and row.source["code"], row
+    assert len(set(map(repr, rows))) == len(rows)
+
+
+def test_index_and_published_figures_agree() -> None:
+    for entry in index().values():
+        if entry.task == "semantic" and entry.packaged is None:
+            method, _, rest = entry.architecture.partition("_")
+            rows = published_figures(method, rest.removesuffix(f"_{entry.dataset}"), entry.dataset)
+            assert (entry.miou_ss, entry.miou_ms) in [(row.miou_ss, row.miou_ms) for row in rows], entry.name
+        elif entry.box_ap and entry.pretrain is None:
+            method, _, variant = entry.architecture.partition("_")
+            (row,) = [row for row in published_figures(method, variant=variant) if row.pretrain is None]
+            assert (row.box_ap, row.params_m or entry.params_m) == (entry.box_ap, entry.params_m), entry.name
 
 
 def test_unknown_names_are_answered_with_the_closest() -> None:
@@ -261,6 +338,47 @@ def test_a_file_put_there_by_hand_is_used_and_recorded(server: Server, cache: Pa
     path.write_bytes(b"<html>no</html>")
     with pytest.raises(UserError, match="is a web page"):
         resolve(server.url, progress=False)
+
+
+def listed(monkeypatch: pytest.MonkeyPatch, **facts: object) -> Published:
+    """An entry ``net`` of the index, as `resolve` sees it."""
+    entry = Published(name="net", architecture="rtdetr_r18", **facts)
+    monkeypatch.setattr(download_module, "is_published", lambda name: name == "net")
+    monkeypatch.setattr(download_module, "published", lambda name: entry)
+    return entry
+
+
+def test_published_hash_digits_are_checked_after_download(server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest = hashlib.sha256(BODY).hexdigest()
+    listed(monkeypatch, url=server.url, sha256=digest[:8])
+    path = resolve("net", progress=False)
+    assert path == cache / "net.pth" and check_sha256(path) == digest
+    server.body = BODY[:-1]
+    path.unlink()
+    path.with_name("net.pth.sha256").unlink()
+    wrong = hashlib.sha256(server.body).hexdigest()
+    with pytest.raises(UserError, match=f"{wrong}, that of the published file begins with {digest[:8]}"):
+        resolve("net", progress=False)
+    assert not list(cache.glob("net.pth")) and not list(cache.glob("*.part*"))
+    path.write_bytes(server.body)  # by hand
+    with pytest.raises(UserError, match=f"not the published file.*{digest[:8]}.*delete it and save {server.url}"):
+        resolve("net")
+    path.write_bytes(BODY)
+    assert resolve("net") == path and len(server.requests) == 2
+
+
+def test_a_checkpoint_without_address_names_its_page(cache: Path) -> None:
+    entry = published("vwformer_convnext_tiny")
+    target = cache / "vwformer_convnext_tiny_ade20k.pth"
+    with pytest.raises(UserError) as error:
+        resolve("vwformer_convnext_tiny")
+    assert entry.page in str(error.value) and str(target) in str(error.value) and entry.url is None
+    cache.mkdir()
+    target.write_bytes(b"<html>sign in</html>")
+    with pytest.raises(UserError, match=f"is a web page.*save the checkpoint of {entry.page}"):
+        resolve("vwformer_convnext_tiny")
+    target.write_bytes(BODY)
+    assert resolve("vwformer_convnext_tiny") == target and check_sha256(target) == hashlib.sha256(BODY).hexdigest()
 
 
 def test_without_network_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmvit.layers.axial import NORM_EPS, NORM_MOMENTUM
 from mmvit.layers.conv import ConvNorm, set_batch_norms
 from mmvit.layers.drop import DropPath
-from mmvit.necks.kmax_pixel_decoder import NORM_EPS, NORM_MOMENTUM, odd_resize
+from mmvit.layers.resize import odd_resize
 from mmvit.registry import MODELS
 
 from .query_decoder import MaskPrediction

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mmvit.errors import UserError
 from mmvit.layers.conv import ConvNorm
+from mmvit.layers.resize import resize
 from mmvit.layers.varying_window import (
     PackedVaryingWindowAttention,
     VaryingWindowAttention,
@@ -35,15 +36,6 @@ class FusedConv(ConvNorm):
         if self.conv.bias is not None:
             fused = fused + self.conv.bias[:, None, None]
         return self.act(self.norm(fused))
-
-
-def resize(x: Tensor, size: tuple[int, int], mode: str = "bilinear") -> Tensor:
-    """(N, C, h, w) -> (N, C, *size), bilinear (corners not aligned) or nearest; a single pixel is broadcast."""
-    if tuple(x.shape[-2:]) == tuple(size):
-        return x
-    if x.shape[-2:] == (1, 1):
-        return x.expand(-1, -1, *size)
-    return F.interpolate(x, size, mode=mode, align_corners=False if mode == "bilinear" else None)
 
 
 class _PreScaling(ConvNorm):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 REACH = 254  # largest distance of the position tables
+NORM_EPS, NORM_MOMENTUM = 1e-3, 0.01  # of all batch norms of kMaX-DeepLab
 
 
 class AxialAttention(nn.Module):

@@ -7,18 +7,12 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmvit.layers.axial import AxialAttention2d
+from mmvit.layers.axial import NORM_EPS, NORM_MOMENTUM, AxialAttention2d
 from mmvit.layers.conv import ConvNorm, set_batch_norms
 from mmvit.layers.drop import DropPath
 from mmvit.layers.norm import LayerNorm2d
+from mmvit.layers.resize import odd_resize
 from mmvit.registry import MODELS
-
-NORM_EPS, NORM_MOMENTUM = 1e-3, 0.01  # of all batch norms
-
-
-def odd_resize(x: Tensor, size: tuple[int, int], side: int) -> Tensor:
-    """Resize bilinearly; corners are aligned exactly where `side` is odd (sides of 32 k + 1)."""
-    return F.interpolate(x, size, mode="bilinear", align_corners=side % 2 == 1)
 
 
 class Block(nn.Module):
