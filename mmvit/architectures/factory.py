@@ -75,7 +75,8 @@ def _semantic(name: str) -> dict[str, Any] | None:
         return None
     method, backbone, data = match.groups()
     arch = "vwformer_city" if method == "vwformer" and data == "cityscapes" else method
-    return dict(arch=arch, backbone=_backbone(backbone), num_classes=DATASETS.get(data, 150))
+    settings = dict(arch=arch, backbone=_backbone(backbone), num_classes=DATASETS.get(data, 150))
+    return settings | dict(eval_size=(2048, 1024)) if data == "cityscapes" else settings
 
 
 def list_models(pattern: str = "*") -> list[str]:

@@ -114,8 +114,7 @@ class RTDETR(Architecture):
         preprocessor = {"type": "RTDETRPreprocessor", **(data_preprocessor or {})}
         super().__init__(num_classes, backbone, (8, 16, 32), backbone_pretrained, preprocessor)
         self.arch, self.top = arch, top
-        self.eval_size: tuple[int, int] = settings["eval_size"]
-        self.eval_resize = dict(size=self.eval_size)
+        self.eval_resize = dict(size=settings["eval_size"])
         channels = [c for c, _ in self.backbone.feature_info]
         neck = {"type": "HybridEncoder", **settings["neck"], **(neck or {})}
         self.neck = MODELS.build(dict(neck, in_channels=channels))

@@ -79,6 +79,7 @@ class Segmenter(Architecture):
         data_preprocessor: settings of `SegPreprocessor`.
         test_cfg: ``mode`` (``whole`` or ``slide``); for ``slide`` ``crop_size`` and ``stride`` (height, width) of the windows
             and ``window_batch``, windows per forward pass.
+        eval_size: longest and shortest side of pictures in evaluation, where no config says another.
 
     `forward` takes normalised images (N, 3, H, W) of any size; the modes are ``loss`` (dict), ``predict`` (the samples with
     ``pred_sem_seg``: class indices at the size of the original image) and ``tensor`` (logits (N, C, H/4, W/4)).
@@ -98,6 +99,7 @@ class Segmenter(Architecture):
         backbone_pretrained: bool | str = False,
         data_preprocessor: dict | None = None,
         test_cfg: dict | None = None,
+        eval_size: Sequence[int] = (2048, 512),
     ):
         preprocessor = {"type": "SegPreprocessor", **(data_preprocessor or {})}
         super().__init__(num_classes, backbone, STRIDES, backbone_pretrained, preprocessor)
@@ -112,7 +114,7 @@ class Segmenter(Architecture):
             settings = {**(auxiliary or {}), **(auxiliary_head if isinstance(auxiliary_head, dict) else {})}
             self.auxiliary_head = build_head(settings, self.backbone.feature_info, num_classes)
         self.test_cfg = check_test_cfg(test_cfg or {})
-        self.eval_resize = dict(size=(2048, 512), keep_ratio=True)
+        self.eval_resize = dict(size=tuple(eval_size), keep_ratio=True, interpolation="cv2_bilinear")
 
     def forward(
         self, inputs: Tensor | list, data_samples: list[DataSample] | None = None, mode: str = "tensor"

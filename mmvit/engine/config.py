@@ -75,7 +75,7 @@ _PLAIN: dict[str, tuple[str, ...]] = {
     "test_dataloader": _LOADER,
     "auto_scale_lr": ("enable", "base_batch_size"),
     "randomness": ("seed", "diff_rank_seed", "deterministic"),
-    "env_cfg": ("cudnn_benchmark", "mp_cfg", "dist_cfg", "resource_limit"),
+    "env_cfg": ("cudnn_benchmark", "mp_cfg", "dist_cfg", "resource_limit", "num_threads"),
     "env_cfg.mp_cfg": ("mp_start_method", "opencv_num_threads"),
     "env_cfg.dist_cfg": ("backend", "init_backend", "timeout"),
     "optim_wrapper.paramwise_cfg": PARAMWISE_KEYS,

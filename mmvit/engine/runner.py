@@ -85,6 +85,9 @@ class Runner(_Runner):
         return self._device
 
     def setup_env(self, env_cfg: dict) -> None:
+        """MMEngine's, and ``num_threads``: PyTorch's threads (a network of tiny maps gains nothing from more than one)."""
+        if env_cfg.get("num_threads"):
+            torch.set_num_threads(env_cfg["num_threads"])
         if self.distributed:
             for library in ("OMP", "MKL"):
                 os.environ.setdefault(f"{library}_NUM_THREADS", "1")
