@@ -25,6 +25,11 @@ def test_names():
         create_backbone("presnet_50v")
     with pytest.raises(UserError, match="out_indices"):
         create_backbone("presnet_debug", out_indices=(1, 4))
+    for name, width in (("mit_debug", dict(dims=(8, 16, 21, 32))), ("swin_debug", dict(num_heads=(3, 2, 2, 4)))):
+        with pytest.raises(UserError, match="heads cannot share"):
+            create_backbone(name, **width)
+    with pytest.raises(UserError, match="no stage of stride 64"):
+        create_backbone("mit_debug", out_strides=(4, 64))
 
 
 @pytest.mark.parametrize("name", DEBUG)

@@ -214,7 +214,8 @@ def test_processes_may_ask_at_once(tmp_path):
         ({"size": 8}, "size must be"),
         ({"train": 0}, "train must be"),
         ({"seed": -1}, "seed must be"),
-        ({"crowds": 2}, "crowds in 0..1"),
+        ({"crowds": 2}, "crowds and odd_colours in 0..1"),
+        ({"odd_colours": -0.1}, "odd_colours -0.1"),
     ],
 )
 def test_bad_settings_are_explained(tmp_path, settings, message):

@@ -141,7 +141,7 @@ def test_sliding_windows_are_averaged_once_per_pixel(batch):
 
 @pytest.mark.parametrize("size", [(31, 50), (8, 13), (64, 13), (8, 99)])
 def test_label_map_is_argmax_of_resized_logits(size, monkeypatch):
-    monkeypatch.setattr("mmvit.architectures.dense._BAND", 5000)  # several bands
+    monkeypatch.setattr("mmvit.architectures.rows._BAND", 5000)  # several bands
     views = [torch.randn(6, 8, 13), torch.randn(6, 15, 9)]
     resized = [F.interpolate(v[None], size, mode="bilinear", align_corners=False)[0] for v in views]
     assert torch.equal(label_map(views[:1], size), resized[0].argmax(0, keepdim=True).to(torch.uint8))

@@ -7,14 +7,15 @@ import torch
 from engine_tools import CONFIGS, train
 
 from mmvit.data import ensure_shapes
+from mmvit.data.shapes import SEGMENTED_ODD_COLOURS
 from mmvit.engine import assemble, load_config
 from mmvit.engine import test as evaluate
 
 
-def scores(work_dir):
-    """Box AP at each validation of a run."""
+def scores(work_dir, metric="coco/bbox_mAP"):
+    """The metric at each validation of a run."""
     records = [json.loads(line) for line in (work_dir / "scalars.json").read_text().splitlines()]
-    return [r["coco/bbox_mAP"] for r in records if r.get("coco/bbox_mAP") is not None]
+    return [r[metric] for r in records if r.get(metric) is not None]
 
 
 @pytest.mark.parametrize("arch", ["debug", "v2_debug"])
@@ -44,6 +45,18 @@ def test_a_small_network_learns_a_few_pictures(tmp_path, arch):
     found = scores(tmp_path / "run")
     assert found[0] < 0.1 and found[-1] > 0.5, found
     assert evaluate(cfg, tmp_path / "run" / "best.pth")["scores"]["coco/bbox_mAP"] == pytest.approx(max(found), abs=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["vwformer_shapes", "upernet_shapes"])
+def test_the_small_segmenters_reach_their_score(tmp_path, recipe):
+    data = ensure_shapes(tmp_path / "shapes", layouts=("ade20k",), odd_colours=SEGMENTED_ODD_COLOURS)
+    cfg = assemble(load_config(CONFIGS / f"{recipe}.py"), data=data / "ade20k", work_dir=tmp_path / "run", seed=0, device="cpu")
+    threads = torch.get_num_threads()
+    train(cfg)
+    torch.set_num_threads(threads)
+    assert scores(tmp_path / "run", "mIoU")[-1] >= 0.8
+    assert (tmp_path / "run" / "worst.png").is_file() and (tmp_path / "run" / "curves.png").is_file()
 
 
 @pytest.mark.slow

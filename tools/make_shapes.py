@@ -20,6 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--size", type=int, default=160, help="typical side in pixels")
     parser.add_argument("--crowds", type=float, default=0.04, help="share of pictures with a crowd region")
+    parser.add_argument("--odd-colours", type=float, default=1 / 7, help="share of objects in any hue, not their class's")
     parser.add_argument(
         "--layouts",
         nargs="+",

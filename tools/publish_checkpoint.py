@@ -4,6 +4,11 @@ Keeps the evaluated weights (16 bits with ``--half``), the classes and the score
 
     make quickstart
     python tools/publish_checkpoint.py work_dirs/quickstart/best.pth mmvit/weights/files/rtdetr_shapes.safetensors --half
+
+and ``vwformer_shapes`` by
+
+    python tools/train.py configs/vwformer_shapes.py --seed 0
+    python tools/publish_checkpoint.py work_dirs/vwformer_shapes/best.pth mmvit/weights/files/vwformer_shapes.safetensors --half
 """
 
 import argparse

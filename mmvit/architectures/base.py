@@ -105,5 +105,5 @@ def split_state(state_dict: dict[str, Tensor], *parts: str) -> tuple[dict[str, d
 
 
 def has_own_names(model: nn.Module, state_dict: dict[str, Tensor]) -> bool:
-    """Whether `state_dict` already has the names of `model`'s parameters."""
-    return all(name in state_dict for name, _ in model.named_parameters())
+    """Whether `state_dict` has the names of `model`'s parameters already, and no others."""
+    return all(name in state_dict for name, _ in model.named_parameters()) and state_dict.keys() <= model.state_dict().keys()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-_BAND = 1 << 24  # numbers held at once when label maps are made
+from .rows import Rows
 
 
 def window_starts(side: int, window: int, stride: int) -> list[int]:
@@ -60,25 +59,6 @@ def _cover(starts: Sequence[int], window: int, side: int, like: Tensor) -> Tenso
     return count
 
 
-def resized_bands(logits: Tensor, size: tuple[int, int]) -> Iterator[tuple[slice, Tensor]]:
-    """`logits` (C, h, w) resized bilinearly (corners not aligned) to `size`, one band of rows (C, rows, W) at a time."""
-    channels, height, width = logits.shape
-    step = max(1, _BAND // (channels * max(size[1], width)))
-    for start in range(0, size[0], step):
-        rows = slice(start, min(start + step, size[0]))
-        if height == size[0]:
-            band = logits[:, rows]
-        else:
-            y = (torch.arange(rows.start, rows.stop, device=logits.device, dtype=torch.float64) + 0.5) * height / size[0] - 0.5
-            y = y.clamp(0, height - 1)
-            low = y.floor().long()
-            part = (y - low).to(logits.dtype)[:, None]
-            band = torch.lerp(logits[:, low], logits[:, (low + 1).clamp(max=height - 1)], part)
-        if width != size[1]:
-            band = F.interpolate(band[None], (band.shape[1], size[1]), mode="bilinear", align_corners=False)[0]
-        yield rows, band
-
-
 def label_map(views: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     """The class with the largest probability for each pixel.
 
@@ -89,10 +69,22 @@ def label_map(views: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     Returns:
         (1, H, W), uint8 for up to 255 classes, else int16. No more than one band of rows is held at full size.
     """
-    dtype = torch.uint8 if len(views[0]) <= 255 else torch.int16
-    labels = torch.empty(1, *size, dtype=dtype, device=views[0].device)
-    for bands in zip(*(resized_bands(view, size) for view in views), strict=True):
-        rows = bands[0][0]
-        scores = bands[0][1] if len(bands) == 1 else sum(band.softmax(0) for _, band in bands)
-        labels[0, rows] = scores.argmax(0).to(dtype)
+    wide = max(view.shape[2] for view in views)
+    bands = zip(*(Rows.of(view).resized(*size).bands(wide) for view in views), strict=True)
+    scores = ((parts[0][0], [band for _, band in parts]) for parts in bands)
+    return _argmax_rows(((rows, x[0] if len(x) == 1 else sum(v.softmax(0) for v in x)) for rows, x in scores), size, views[0])
+
+
+def label_map_of(scores: Rows, like: Tensor) -> Tensor:
+    """The position of the largest of `scores` for each pixel, (1, H, W) on the device of `like`; types as `label_map`."""
+    return _argmax_rows(scores.bands(), (scores.height, scores.width), like)
+
+
+def _argmax_rows(bands: Iterable[tuple[slice, Tensor]], size: tuple[int, int], like: Tensor) -> Tensor:
+    labels: Tensor | None = None
+    for rows, scores in bands:
+        if labels is None:
+            dtype = torch.uint8 if len(scores) <= 255 else torch.int16
+            labels = torch.empty(1, *size, dtype=dtype, device=like.device)
+        labels[0, rows] = scores.argmax(0).to(labels.dtype)
     return labels

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from mmengine.model import BaseDataPreprocessor
 from mmengine.structures import PixelData
 from torch import Tensor
 
@@ -14,12 +13,11 @@ from mmvit.errors import UserError
 from mmvit.losses import IGNORE
 from mmvit.registry import MODELS
 
-IMAGENET_MEAN = (123.675, 116.28, 103.53)
-IMAGENET_STD = (58.395, 57.12, 57.375)
+from .preprocessor import IMAGENET_MEAN, IMAGENET_STD, NormalisingPreprocessor
 
 
 @MODELS.register_module()
-class SegPreprocessor(BaseDataPreprocessor):
+class SegPreprocessor(NormalisingPreprocessor):
     """Normalises uint8 RGB images (3, H, W) by mean and standard deviation.
 
     In training, images are padded right and below with 0 (the mean), label maps with 255, to `size` or to the largest of the
@@ -37,9 +35,7 @@ class SegPreprocessor(BaseDataPreprocessor):
         std: Sequence[float] = IMAGENET_STD,
         size: Sequence[int] | int | None = None,
     ):
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(3, 1, 1), persistent=False)
+        super().__init__(mean, std)
         self.size = (size, size) if isinstance(size, int) else size
 
     def forward(self, data: dict, training: bool = False) -> dict:
@@ -54,10 +50,6 @@ class SegPreprocessor(BaseDataPreprocessor):
             images = torch.stack(images).contiguous(memory_format=torch.channels_last)
         return dict(inputs=images, data_samples=samples)
 
-    def normalise(self, image: Tensor) -> Tensor:
-        """(3, H, W) uint8 -> float32."""
-        return (image.float() - self.mean) / self.std
-
     def _stack_padded(self, images: list[Tensor], samples: list | None) -> Tensor:
         height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
         if self.size is not None:
@@ -71,5 +63,4 @@ class SegPreprocessor(BaseDataPreprocessor):
             labels = sample.gt_sem_seg.data
             padding = (0, width - labels.shape[-1], 0, height - labels.shape[-2])
             sample.gt_sem_seg = PixelData(data=F.pad(labels, padding, value=IGNORE))
-        padded = [F.pad(self.normalise(x), (0, width - x.shape[2], 0, height - x.shape[1])) for x in images]
-        return torch.stack(padded).contiguous(memory_format=torch.channels_last)
+        return self.stack(images, (height, width))

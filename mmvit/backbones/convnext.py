@@ -49,6 +49,8 @@ class ConvNeXt(Backbone):
         drop_path_rate: stochastic depth of the last block; it rises linearly from 0. The variants have UPerNet's rates.
         layer_scale_init: first value of the factors of the residual branches.
         frozen_stages: -1 trains all, 0 freezes the stem, k also the first k stages (but no norm of an output).
+        kmax_padding: pad as kMaX-DeepLab does (sides of 32 k + 1 become 8 k + 1, ...), and give the maps without norms.
+        with_stem: return the map behind the stem (stride 4) as well, before the stages.
         out_indices: stages to return.
         with_cp: recompute blocks in the backward pass (less memory).
     """
@@ -72,6 +74,8 @@ class ConvNeXt(Backbone):
         drop_path_rate: float | None = None,
         layer_scale_init: float = 1.0,
         frozen_stages: int = -1,
+        kmax_padding: bool = False,
+        with_stem: bool = False,
         out_indices: Sequence[int] = (0, 1, 2, 3),
         with_cp: bool = False,
     ):
@@ -86,10 +90,13 @@ class ConvNeXt(Backbone):
         self.stages = nn.ModuleList(
             nn.ModuleList(Block(dim, rate, layer_scale_init) for rate in stage) for dim, stage in zip(dims, rates)
         )
-        for i in self.out_indices:
+        self.kmax_padding, self.with_stem = kmax_padding, with_stem
+        for i in () if kmax_padding else self.out_indices:
             self.add_module(f"norm{i}", LayerNorm2d(dims[i], eps=EPS))
         self.apply(self._initialise)
         self._set_features(dims, self.strides)
+        if with_stem:
+            self.feature_info.insert(0, (dims[0], 4))
         self.num_layers = 3 + -(-s["depths"][2] // 3)
         if frozen_stages >= 0:
             freeze(self.downsample_layers[0], *self.downsample_layers[:frozen_stages], *self.stages[:frozen_stages])
@@ -104,11 +111,15 @@ class ConvNeXt(Backbone):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         outputs = []
         for i in range(max(self.out_indices) + 1):
+            if self.kmax_padding:
+                x = F.pad(x, (0, 1, 0, 1) if i else (1, 2, 1, 2))
             x = self.downsample_layers[i](x)
+            if self.with_stem and i == 0:
+                outputs.append(x)
             for block in self.stages[i]:
                 x = self.run_stage(block, x)
             if i in self.out_indices:
-                outputs.append(self.get_submodule(f"norm{i}")(x))
+                outputs.append(x if self.kmax_padding else self.get_submodule(f"norm{i}")(x))
         return tuple(outputs)
 
     def layer_depth(self, name: str) -> int:

@@ -42,6 +42,7 @@ class ResNet(Backbone):
         freeze_norm: batch norms use fixed statistics and affines, as detection recipes have it.
         norm_eps, norm_momentum: constants of the batch norms.
         frozen_stages: -1 trains all, 0 freezes the stem, k also the first k stages.
+        with_stem: return the pooled map of the stem (stride 4) as well, before the stages.
         out_indices: stages to return.
         with_cp: recompute stages in the backward pass (less memory).
     """
@@ -63,6 +64,7 @@ class ResNet(Backbone):
         norm_eps: float = 1e-5,
         norm_momentum: float = 0.1,
         frozen_stages: int = -1,
+        with_stem: bool = False,
         out_indices: Sequence[int] = (0, 1, 2, 3),
         with_cp: bool = False,
     ):
@@ -81,6 +83,9 @@ class ResNet(Backbone):
             channels = 4 * width
         set_batch_norms(self, norm_eps, norm_momentum)
         self._set_features([4 * s["width"] * 2**i for i in range(4)], self.strides)
+        self.with_stem = with_stem
+        if with_stem:
+            self.feature_info.insert(0, (s["width"], 4))
         self.num_layers = sum(s["depths"])
         self._initialise()
         if frozen_stages >= 0:
@@ -94,7 +99,7 @@ class ResNet(Backbone):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         x = F.max_pool2d(self.stem(x), 3, 2, 1)
-        outputs = []
+        outputs = [x] if self.with_stem else []
         for i, stage in enumerate(self.stages[: max(self.out_indices) + 1]):
             x = self.run_stage(stage, x)
             if i in self.out_indices:

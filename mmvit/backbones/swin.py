@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmvit.layers.attention import check_heads
 from mmvit.layers.drop import drop_rates
 from mmvit.layers.mlp import FeedForward
 from mmvit.layers.transformer import PatchEmbed, PreNormBlock
@@ -39,6 +40,7 @@ class WindowAttention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, window: int, shifted: bool):
         super().__init__()
+        check_heads(dim, num_heads)
         self.num_heads, self.window = num_heads, (window, window)
         self.shift = window // 2 if shifted else 0
         self.qkv = nn.Linear(dim, 3 * dim)

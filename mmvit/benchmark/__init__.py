@@ -19,6 +19,8 @@ _HOME = {
     "heads_table": "mmvit.benchmark.heads",
     "benchmark_metrics": "mmvit.benchmark.metrics",
     "metrics_table": "mmvit.benchmark.metrics",
+    "benchmark_panoptic": "mmvit.benchmark.panoptic",
+    "panoptic_table": "mmvit.benchmark.panoptic",
     "count_flops": "mmvit.engine.cost",
     "latencies": "mmvit.engine.cost",
     "peak_memory": "mmvit.engine.cost",

@@ -18,7 +18,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="compare the segmentation heads VWFormer, UPerNet and SegFormer on the same features",
     )
-    parser.add_argument("--metrics", action="store_true", help="compare the mIoU metric with mmseg's on 1024x2048 images")
+    parser.add_argument(
+        "--metrics",
+        action="store_true",
+        help="mIoU against mmseg's metric and PQ against cityscapesscripts', on 1024x2048 images",
+    )
     parser.add_argument(
         "--size", type=int, help="side of the square input, a multiple of 32 (default 640 for a model, 512 for --heads)"
     )
@@ -57,10 +61,13 @@ def _measure(args: argparse.Namespace) -> list[dict[str, Any]] | dict[str, Any]:
         return result
     if args.metrics:
         from mmvit.benchmark.metrics import benchmark_metrics, metrics_table
+        from mmvit.benchmark.panoptic import benchmark_panoptic, panoptic_table
 
-        result = benchmark_metrics(rounds=args.rounds)
-        print(metrics_table(result))
-        return result
+        semantic = benchmark_metrics(rounds=args.rounds)
+        print(metrics_table(semantic))
+        panoptic = benchmark_panoptic(rounds=args.rounds)
+        print(panoptic_table(panoptic))
+        return dict(semantic=semantic, panoptic=panoptic)
     from mmvit.benchmark.model import benchmark_model, print_report
 
     results = []

@@ -4,20 +4,29 @@ from mmvit.data.annotations import CocoAnnotations, read_coco
 from mmvit.data.classes import (
     ADE20K_CLASSES,
     ADE20K_PALETTE,
+    ADE20K_THINGS,
     CITYSCAPES_CLASSES,
     CITYSCAPES_PALETTE,
+    CITYSCAPES_THINGS,
     COCO_CATEGORY_IDS,
     COCO_CLASSES,
     COCO_PALETTE,
+    COCO_PANOPTIC_CATEGORY_IDS,
+    COCO_PANOPTIC_CLASSES,
+    COCO_PANOPTIC_PALETTE,
+    COCO_THINGS,
     make_palette,
     palette_for,
 )
 from mmvit.data.coco import CocoDetection, check_dataset
 from mmvit.data.folder import CocoFolder, find_coco_json
 from mmvit.data.images import IMAGE_SUFFIXES, read_image
+from mmvit.data.instance_masks import InstanceMasks
 from mmvit.data.mask_check import check_masks
 from mmvit.data.masks import MASK_FORMATS, MaskReader, read_mask
 from mmvit.data.panoptic import semantic_from_panoptic
+from mmvit.data.panoptic_dataset import PanopticDataset
+from mmvit.data.panoptic_folder import PanopticFiles, find_panoptic
 from mmvit.data.samplers import ResumableSampler
 from mmvit.data.semantic import SemanticDataset
 from mmvit.data.semantic_folder import SemanticFiles, find_semantic
@@ -34,41 +43,67 @@ from mmvit.data.transforms import (
     SanitizeBoxes,
     ZoomOut,
 )
-from mmvit.data.transforms_semantic import (
-    LoadSemanticMask,
-    PackSegInputs,
+from mmvit.data.transforms_panoptic import (
+    LoadPanoptic,
+    PackPanoptic,
+    PackSemanticSegments,
+    PanopticCopyPaste,
+    RequireSegments,
+)
+from mmvit.data.transforms_semantic import LoadSemanticMask, PackSegInputs, SegPhotometricDistort, TestTimeAug
+from mmvit.data.transforms_sizes import (
+    FixedSizePad,
+    RandomChoice,
+    RandomChoiceResize,
     RandomCrop,
+    RandomRangeCrop,
     RandomResize,
     ResizeToMultiple,
-    SegPhotometricDistort,
-    TestTimeAug,
 )
 
 __all__ = [
     "ADE20K_CLASSES",
     "ADE20K_PALETTE",
+    "ADE20K_THINGS",
     "CITYSCAPES_CLASSES",
     "CITYSCAPES_PALETTE",
+    "CITYSCAPES_THINGS",
     "COCO_CATEGORY_IDS",
     "COCO_CLASSES",
     "COCO_PALETTE",
+    "COCO_PANOPTIC_CATEGORY_IDS",
+    "COCO_PANOPTIC_CLASSES",
+    "COCO_PANOPTIC_PALETTE",
+    "COCO_THINGS",
     "IMAGE_SUFFIXES",
     "MASK_FORMATS",
     "CocoAnnotations",
     "CocoDetection",
     "CocoFolder",
     "DataSample",
+    "FixedSizePad",
     "Flip",
+    "InstanceMasks",
     "IoUCrop",
     "LoadAnnotations",
     "LoadImage",
+    "LoadPanoptic",
     "LoadSemanticMask",
     "MaskReader",
     "PackDetInputs",
+    "PackPanoptic",
     "PackSegInputs",
+    "PackSemanticSegments",
+    "PanopticCopyPaste",
+    "PanopticDataset",
+    "PanopticFiles",
     "PhotometricDistort",
+    "RandomChoice",
+    "RandomChoiceResize",
     "RandomCrop",
+    "RandomRangeCrop",
     "RandomResize",
+    "RequireSegments",
     "Resize",
     "ResizeToMultiple",
     "ResumableSampler",
@@ -82,6 +117,7 @@ __all__ = [
     "check_masks",
     "ensure_shapes",
     "find_coco_json",
+    "find_panoptic",
     "find_semantic",
     "make_palette",
     "palette_for",

@@ -1,14 +1,17 @@
-"""Unpacking zip archives: checked, safe, continued where an earlier run stopped."""
+"""Unpacking zip and tar archives: checked, safe, continued where an earlier run stopped."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import stat
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from mmvit.errors import UserError
 
@@ -16,9 +19,10 @@ _JUNK = ("__MACOSX", ".DS_Store")
 
 
 def unpack(archive: Path, target: Path, tops: Sequence[str], again: str, progress: bool = True) -> None:
-    """Unpacks the folders `tops` of a zip archive into `target`, wherever in the archive they are.
+    """Unpacks the folders `tops` of a zip or tar archive into `target`, wherever in the archive they are.
 
-    Every member's CRC is checked. What an earlier, interrupted call unpacked is kept where its CRC fits.
+    Every member's CRC is checked; those of a tar archive have none. What an earlier, interrupted call unpacked is kept where
+    size and CRC fit.
 
     Args:
         again: where to get the archive, for messages.
@@ -28,21 +32,51 @@ def unpack(archive: Path, target: Path, tops: Sequence[str], again: str, progres
             does not fit on the disk.
     """
     try:
-        with zipfile.ZipFile(archive) as opened:
+        with _open(archive) as opened:
             members = list(_members(opened, tops, archive, again))
             _check_space(members, target)
             for member, path in _track(members, archive.name, progress):
                 _extract(opened, member, target / path, archive, again)
-    except zipfile.BadZipFile as error:
-        size = archive.stat().st_size
+    except (zipfile.BadZipFile, tarfile.TarError) as error:
+        size, kind = archive.stat().st_size, "tar" if archive.suffix == ".tar" else "zip"
         raise UserError(
-            f"{archive}: truncated or not a zip archive ({size} bytes; {error}). Delete it and get it again: {again}"
+            f"{archive}: truncated or not a {kind} archive ({size} bytes; {error}). Delete it and get it again: {again}"
         ) from None
 
 
+class _TarMember:
+    """A member of a tar archive under the names that `zipfile.ZipInfo` has."""
+
+    CRC = None
+
+    def __init__(self, info: tarfile.TarInfo) -> None:
+        self.info, self.filename, self.file_size, self.is_dir = info, info.name, info.size, info.isdir
+        self.external_attr = stat.S_IFLNK << 16 if info.issym() or info.islnk() else 0
+
+
+class _Tar(contextlib.AbstractContextManager):
+    """A tar archive with the methods of `zipfile.ZipFile` that are used here."""
+
+    def __init__(self, path: Path) -> None:
+        self.tar = tarfile.open(path)  # noqa: SIM115 - closed on leaving
+
+    def __exit__(self, *_: object) -> None:
+        self.tar.close()
+
+    def infolist(self) -> list[_TarMember]:
+        return [_TarMember(info) for info in self.tar.getmembers()]
+
+    def open(self, member: _TarMember) -> IO[bytes]:
+        return self.tar.extractfile(member.info)
+
+
+def _open(archive: Path) -> zipfile.ZipFile | _Tar:
+    return _Tar(archive) if archive.suffix == ".tar" else zipfile.ZipFile(archive)
+
+
 def _members(
-    opened: zipfile.ZipFile, tops: Sequence[str], archive: Path, again: str
-) -> Iterable[tuple[zipfile.ZipInfo, PurePosixPath]]:
+    opened: zipfile.ZipFile | _Tar, tops: Sequence[str], archive: Path, again: str
+) -> Iterable[tuple[zipfile.ZipInfo | _TarMember, PurePosixPath]]:
     """(member, path below the target) of every file to unpack."""
     found = False
     for member in opened.infolist():
@@ -64,7 +98,7 @@ def _members(
         raise UserError(f"{archive}: holds no folder {' or '.join(tops)}. Is it another archive? Get it again: {again}")
 
 
-def _check_space(members: Iterable[tuple[zipfile.ZipInfo, PurePosixPath]], target: Path) -> None:
+def _check_space(members: Iterable[tuple[zipfile.ZipInfo | _TarMember, PurePosixPath]], target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     needed = sum(member.file_size for member, path in members if not (target / path).exists())
     free = shutil.disk_usage(target).free
@@ -83,14 +117,16 @@ def _track(members: list, name: str, progress: bool) -> Iterable:
     return track(members, f"unpacking {name}", console=Console(stderr=True))
 
 
-def _extract(opened: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path, archive: Path, again: str) -> None:
+def _extract(
+    opened: zipfile.ZipFile | _Tar, member: zipfile.ZipInfo | _TarMember, path: Path, archive: Path, again: str
+) -> None:
     if _is_there(path, member):
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with opened.open(member) as source, path.open("wb") as target:
             shutil.copyfileobj(source, target, 1 << 20)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         path.unlink(missing_ok=True)
         raise UserError(
             f"{archive}: the member {member.filename} is damaged ({error or type(error).__name__}). Delete the archive and get "
@@ -98,9 +134,11 @@ def _extract(opened: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path, archi
         ) from None
 
 
-def _is_there(path: Path, member: zipfile.ZipInfo) -> bool:
+def _is_there(path: Path, member: zipfile.ZipInfo | _TarMember) -> bool:
     if not path.is_file() or path.stat().st_size != member.file_size:
         return False
+    if member.CRC is None:
+        return True
     crc = 0
     with path.open("rb") as file:
         while block := file.read(1 << 20):

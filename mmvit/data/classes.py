@@ -47,6 +47,47 @@ COCO_PALETTE: tuple[tuple[int, int, int], ...] = (
 # fmt: on
 
 # fmt: off
+#: The names of the 53 stuff classes of COCO panoptic in the order of their category ids.
+COCO_STUFF_CLASSES: tuple[str, ...] = (
+    "banner", "blanket", "bridge", "cardboard", "counter", "curtain", "door-stuff", "floor-wood", "flower", "fruit", "gravel",
+    "house", "light", "mirror-stuff", "net", "pillow", "platform", "playingfield", "railroad", "river", "road", "roof", "sand",
+    "sea", "shelf", "snow", "stairs", "tent", "towel", "wall-brick", "wall-stone", "wall-tile", "wall-wood", "water-other",
+    "window-blind", "window-other", "tree-merged", "fence-merged", "ceiling-merged", "sky-other-merged", "cabinet-merged",
+    "table-merged", "floor-other-merged", "pavement-merged", "mountain-merged", "grass-merged", "dirt-merged", "paper-merged",
+    "food-other-merged", "building-other-merged", "rock-merged", "wall-other-merged", "rug-merged",
+)
+# fmt: on
+
+# fmt: off
+#: Category id of each of them in the panoptic files.
+COCO_STUFF_CATEGORY_IDS: tuple[int, ...] = (
+    92, 93, 95, 100, 107, 109, 112, 118, 119, 122, 125, 128, 130, 133, 138, 141, 144, 145, 147, 148, 149, 151, 154, 155,
+    156, 159, 161, 166, 168, 171, 175, 176, 177, 178, 180, 181, 184, 185, 186, 187, 188, 189, 190, 191, 192, 193, 194, 195,
+    196, 197, 198, 199, 200,
+)
+# fmt: on
+
+# fmt: off
+#: RGB colour of each of them, as in COCO's panoptic category list.
+COCO_STUFF_PALETTE: tuple[tuple[int, int, int], ...] = (
+    (255, 255, 128), (147, 211, 203), (150, 100, 100), (168, 171, 172), (146, 112, 198), (210, 170, 100), (92, 136, 89),
+    (218, 88, 184), (241, 129, 0), (217, 17, 255), (124, 74, 181), (70, 70, 70), (255, 228, 255), (154, 208, 0),
+    (193, 0, 92), (76, 91, 113), (255, 180, 195), (106, 154, 176), (230, 150, 140), (60, 143, 255), (128, 64, 128),
+    (92, 82, 55), (254, 212, 124), (73, 77, 174), (255, 160, 98), (255, 255, 255), (104, 84, 109), (169, 164, 131),
+    (225, 199, 255), (137, 54, 74), (135, 158, 223), (7, 246, 231), (107, 255, 200), (58, 41, 149), (183, 121, 142),
+    (255, 73, 97), (107, 142, 35), (190, 153, 153), (146, 139, 141), (70, 130, 180), (134, 199, 156), (209, 226, 140),
+    (96, 36, 108), (96, 96, 96), (64, 170, 64), (152, 251, 152), (208, 229, 228), (206, 186, 171), (152, 161, 64),
+    (116, 112, 0), (0, 114, 143), (102, 102, 156), (250, 141, 255),
+)
+# fmt: on
+
+#: The 133 classes of COCO panoptic, their category ids, their colours, and which labels are things.
+COCO_PANOPTIC_CLASSES = COCO_CLASSES + COCO_STUFF_CLASSES
+COCO_PANOPTIC_CATEGORY_IDS = COCO_CATEGORY_IDS + COCO_STUFF_CATEGORY_IDS
+COCO_PANOPTIC_PALETTE = COCO_PALETTE + COCO_STUFF_PALETTE
+COCO_THINGS = tuple(range(len(COCO_CLASSES)))
+
+# fmt: off
 #: The 150 classes of ADE20K's scene parsing benchmark, in the order of their numbers in the annotation (1..150).
 ADE20K_CLASSES: tuple[str, ...] = (
     "wall", "building", "sky", "floor", "tree", "ceiling", "road", "bed", "windowpane", "grass", "cabinet", "sidewalk",
@@ -92,6 +133,17 @@ ADE20K_PALETTE: tuple[tuple[int, int, int], ...] = (
 # fmt: on
 
 # fmt: off
+#: Labels of the 100 classes whose objects are told apart (ADE20K's instance segmentation): number k of an instance map, from 1,
+#: is ``ADE20K_THINGS[k - 1]``.
+ADE20K_THINGS: tuple[int, ...] = (
+    7, 8, 10, 12, 14, 15, 18, 19, 20, 22, 23, 24, 27, 30, 31, 32, 33, 35, 36, 37, 38, 39, 41, 42, 43, 44, 45, 47, 49, 50,
+    53, 55, 56, 57, 58, 62, 64, 65, 66, 67, 69, 70, 71, 72, 73, 74, 75, 76, 78, 80, 81, 82, 83, 85, 86, 87, 88, 89, 90, 92,
+    93, 95, 97, 98, 102, 103, 104, 107, 108, 110, 111, 112, 115, 116, 118, 119, 120, 121, 123, 124, 125, 126, 127, 129, 130,
+    132, 133, 134, 135, 136, 137, 138, 139, 142, 143, 144, 146, 147, 148, 149,
+)
+# fmt: on
+
+# fmt: off
 #: The 19 classes that Cityscapes evaluates, in the order of their train ids.
 CITYSCAPES_CLASSES: tuple[str, ...] = (
     "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation", "terrain", "sky",
@@ -107,6 +159,9 @@ CITYSCAPES_PALETTE: tuple[tuple[int, int, int], ...] = (
     (0, 60, 100), (0, 80, 100), (0, 0, 230), (119, 11, 32),
 )
 # fmt: on
+
+#: Labels of the classes whose objects are told apart, person to bicycle.
+CITYSCAPES_THINGS = tuple(range(11, 19))
 
 Colour = tuple[int, int, int]
 
@@ -126,6 +181,7 @@ def palette_for(classes: Sequence[str]) -> list[Colour]:
         (COCO_CLASSES, COCO_PALETTE),
         (CITYSCAPES_CLASSES, CITYSCAPES_PALETTE),
         (ADE20K_CLASSES, ADE20K_PALETTE),
+        (COCO_PANOPTIC_CLASSES, COCO_PANOPTIC_PALETTE),
     ):
         known = dict(zip(names, palette))
         if classes and all(name in known for name in classes):

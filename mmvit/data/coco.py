@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from mmengine.logging import print_log
 from mmvit.data.annotations import CocoAnnotations, read_coco
 from mmvit.data.base import PictureDataset
 from mmvit.data.classes import palette_for
+from mmvit.data.files import missing_files
 from mmvit.data.folder import find_image_dir
 from mmvit.errors import UserError
 from mmvit.registry import DATASETS
@@ -93,14 +93,7 @@ class CocoDetection(PictureDataset):
         Raises:
             UserError: naming the first missing files and the folder searched.
         """
-        wanted: dict[str, list[str]] = defaultdict(list)
-        for index in range(len(self)):
-            folder, name = os.path.split(self.image_path(index))
-            wanted[folder].append(name)
-        missing = []
-        for folder, names in wanted.items():
-            present = {entry.name for entry in os.scandir(folder)} if os.path.isdir(folder) else set()
-            missing += [os.path.join(folder, name) for name in names if name not in present]
+        missing = missing_files([self.image_path(index) for index in range(len(self))])
         if missing:
             shown = "".join(f"\n  {path}" for path in missing[:5])
             raise UserError(

@@ -6,8 +6,9 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,6 +30,18 @@ def draft_folder(root: Path) -> Iterator[Path]:
         yield draft
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def missing_files(paths: Sequence[str]) -> list[str]:
+    """Those of `paths` that do not exist; each folder is listed once."""
+    wanted: dict[str, list[str]] = defaultdict(list)
+    for path in paths:
+        wanted[os.path.dirname(path)].append(path)
+    missing = []
+    for folder, inside in wanted.items():
+        present = {entry.name for entry in os.scandir(folder)} if os.path.isdir(folder) else set()
+        missing += [path for path in inside if os.path.basename(path) not in present]
+    return missing
 
 
 def require_new(folder: Path) -> None:
@@ -63,3 +76,26 @@ def for_each(work: Callable[[Item], Result], items: Iterable[Item], what: str, p
             yield from track(results, what, total=len(items), console=Console(stderr=True))
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def map_processes(
+    work: Callable[[Item], Result], items: Sequence[Item], what: str, progress: bool = True, inline: int = 64, chunk: int = 8
+) -> Iterator[Result]:
+    """``work(item)`` in processes, or in this one when there are fewer items than `inline`; in their order, with a progress
+    bar on stderr.
+
+    Args:
+        work: something that can be pickled.
+        chunk: items that a process takes at a time.
+    """
+    if len(items) < inline:
+        yield from map(work, items)
+        return
+    with ProcessPoolExecutor() as pool:
+        results = pool.map(work, items, chunksize=chunk)
+        if progress:
+            from rich.console import Console
+            from rich.progress import track
+
+            results = track(results, what, total=len(items), console=Console(stderr=True))
+        yield from results

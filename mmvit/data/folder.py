@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,7 +44,7 @@ def find_coco_json(path: str | Path) -> CocoFolder:
     if path.is_file():
         train = val = path
     else:
-        train, val = _choose(path, _detection_files(path))
+        train, val = choose(path, _detection_files(path), "COCO-style detection json", EXPECTED)
     root = path if path.is_dir() else None
     train_dir = find_image_dir(read_coco(train), root)
     val_dir = train_dir if val == train else find_image_dir(read_coco(val), root)
@@ -56,35 +57,46 @@ def find_image_dir(annotations: CocoAnnotations, root: Path | None = None) -> st
     Raises:
         UserError: none of them holds the file's pictures.
     """
-    probes = annotations.file_names[:: max(1, len(annotations.file_names) // 16)][:16]
-    places = _image_places(annotations.path, root)
+    return str(find_pictures(annotations.path, annotations.file_names, root))
+
+
+def find_pictures(json_path: Path, names: Sequence[str], root: Path | None = None) -> Path:
+    """The folder below which lie the pictures `names` of an annotation file, among the places where pictures usually lie.
+
+    Raises:
+        UserError: none of them holds any.
+    """
+    probes = names[:: max(1, len(names) // 16)][:16]
+    places = _image_places(json_path, root)
     counts = [sum(os.path.isfile(place / name) for name in probes) for place in places]
     if not any(counts):
         raise UserError(
-            f"{annotations.path}: found none of its pictures ({', '.join(probes[:3])}, ...) in "
+            f"{json_path}: found none of its pictures ({', '.join(probes[:3])}, ...) in "
             f"{', '.join(str(place) for place in places)}. Put them in one of these folders or give img_dir"
         )
-    return str(places[counts.index(max(counts))])
+    return places[counts.index(max(counts))]
 
 
 def _image_places(json_path: Path, root: Path | None) -> list[Path]:
     """Existing folders to look in, the likeliest first."""
     beside, above = json_path.parent, json_path.parent.parent
-    stem = re.sub(r"^(instances|annotations?|coco|bbox|detection)[_\-.]*", "", json_path.stem)
+    stem = re.sub(r"^(instances|panoptic|annotations?|coco|bbox|detection)[_\-.]*", "", json_path.stem)
     split = _split_of(json_path, beside)
     names = [name for name in (stem, *(SPLITS[split] if split else ())) if name]
     bases = [beside, above] if root is None else [beside, *([above] if root in (above, *above.parents) else []), root]
     places = []
     for base in bases:
-        places += [base / name for name in names] + [base / "images" / name for name in names]
+        places += [base / folder / name for folder in ("", "images", "leftImg8bit") for name in names]
         places += [base, base / "images", base / "imgs", base / "data", base / "JPEGImages"]
     return [place for place in dict.fromkeys(places) if place.is_dir()]
 
 
-def _choose(root: Path, files: list[Path]) -> tuple[Path, Path]:
-    """The training and the validation file among the detection files of `root`."""
+def choose(root: Path, files: list[Path], kind: str, expected: str) -> tuple[Path, Path]:
+    """The training and the validation file among the `files` of a `kind` in `root`; UserError, which lists what is
+    `expected`, when that cannot be told.
+    """
     if not files:
-        raise UserError(f"{root}: no COCO-style detection json found ({inventory(root)}).\n{EXPECTED}")
+        raise UserError(f"{root}: no {kind} found ({inventory(root)}).\n{expected}")
     if len(files) == 1:
         return files[0], files[0]
     groups: dict[str | None, list[Path]] = {}
@@ -94,7 +106,7 @@ def _choose(root: Path, files: list[Path]) -> tuple[Path, Path]:
     if len(train) != 1 or len(val) != 1:
         found = "".join(f"\n  {file.relative_to(root)}" for file in files)
         raise UserError(
-            f"{root}: cannot tell which of these is for training and which for validation:{found}\n{EXPECTED}\n"
+            f"{root}: cannot tell which of these is for training and which for validation:{found}\n{expected}\n"
             "Rename or remove files so that one holds 'train' and one 'val' in its name, or give one json file itself"
         )
     return train[0], val[0]

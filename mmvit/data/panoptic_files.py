@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from mmvit.errors import UserError, did_you_mean
 
 #: Ids of segments are from 1 to MAX_ID.
 MAX_ID = (1 << 24) - 1
+#: where the PNGs of a panoptic file may lie
+MAP_FOLDERS = ("panoptic", "panoptic_maps", "maps", "masks", "png", "pngs")
 _HINT = "Give a COCO panoptic file, such as panoptic_val2017.json"
 
 
@@ -29,6 +32,8 @@ class PanopticFile:
         categories: ``dict(id, name, isthing, ...)`` in file order.
         positions: image id -> position of its annotation.
         annotations: ``dict(image_id, file_name, segments_info=[dict(id, category_id, iscrowd, area, ...)])`` in file order.
+        images: the picture of each annotation, ``dict(file_name, height, width)``; None where the file does not
+            say.
     """
 
     path: Path
@@ -36,6 +41,7 @@ class PanopticFile:
     categories: tuple[dict, ...]
     positions: Mapping[Hashable, int]
     annotations: PackedObjects
+    images: PackedObjects
 
     def __getitem__(self, image_id: Hashable) -> dict:
         """The annotation of a picture; UserError when there is none."""
@@ -56,20 +62,40 @@ class PanopticFile:
 
 
 def read_panoptic(path: str | Path, png_dir: str | Path | None = None) -> PanopticFile:
-    """Reads a COCO panoptic json.
+    """Reads a COCO panoptic json. The last few are kept, so that datasets and metrics may share one.
 
     Args:
-        png_dir: folder of the PNGs. None: the folder named like the file, without ``.json``.
+        png_dir: folder of the PNGs. None: the folder named like the file, without ``.json``; failing that, one of
+            `MAP_FOLDERS` beside it that has them.
 
     Raises:
         UserError: a file or folder is missing, or it is no panoptic file.
     """
     path = Path(path)
-    png_dir = path.with_suffix("") if png_dir is None else Path(png_dir)
     if not path.is_file():
         raise UserError(f"{path}: no such panoptic file. {_HINT}")
-    if not png_dir.is_dir():
+    if png_dir is not None and not Path(png_dir).is_dir():
         raise UserError(f"{png_dir}: no such folder; the PNGs of {path} are expected there. Correct the folder")
+    stat = path.stat()
+    source = _read_cached(path, path.absolute(), stat.st_mtime_ns, stat.st_size)
+    return replace(source, png_dir=_find_maps(source) if png_dir is None else Path(png_dir))
+
+
+def _find_maps(source: PanopticFile) -> Path:
+    """The folder of the PNGs."""
+    like = source.path.with_suffix("")
+    if like.is_dir():
+        return like
+    names = [source.annotations[index]["file_name"] for index in range(min(4, len(source.annotations)))]
+    for folder in MAP_FOLDERS:
+        if any((source.path.parent / folder / name).is_file() for name in names):
+            return source.path.parent / folder
+    raise UserError(f"{like}: no such folder; the PNGs of {source.path} are expected there. Correct the folder")
+
+
+@functools.lru_cache(maxsize=4)
+def _read_cached(path: Path, absolute: Path, mtime: int, size: int) -> PanopticFile:
+    """The file, its ``png_dir`` left open."""
     content = load_json(path)
     annotations = content.get("annotations") if isinstance(content, dict) else None
     categories = content.get("categories", []) if isinstance(content, dict) else None
@@ -82,7 +108,17 @@ def read_panoptic(path: str | Path, png_dir: str | Path | None = None) -> Panopt
     for position, annotation in enumerate(annotations):
         if positions.setdefault(annotation["image_id"], position) != position:
             raise UserError(f"{path}: 'annotations' holds image id {annotation['image_id']!r} twice. Leave one of them")
-    return PanopticFile(path, png_dir, tuple(categories), positions, PackedObjects(annotations))
+    images = PackedObjects(_pictures(content.get("images") or (), annotations))
+    return PanopticFile(path, path.with_suffix(""), tuple(categories), positions, PackedObjects(annotations), images)
+
+
+def _pictures(images: Sequence[Any], annotations: Sequence[dict]) -> list[dict | None]:
+    """What is known of the picture of each annotation."""
+    keys = ("file_name", "height", "width")
+    known = {
+        item["id"]: {key: item[key] for key in keys} for item in images if isinstance(item, dict) and {"id", *keys} <= set(item)
+    }
+    return [known.get(annotation["image_id"]) for annotation in annotations]
 
 
 def _require(path: Path, items: Sequence[Any], section: str, keys: Sequence[str]) -> None:
@@ -132,6 +168,17 @@ def segment_positions(values: np.ndarray, segment_ids: np.ndarray) -> np.ndarray
     order = np.argsort(known, kind="stable")
     found = order[np.minimum(np.searchsorted(known, values, sorter=order), len(known) - 1)]
     return np.where(known[found] == values, found, len(known))
+
+
+def semantic_map(ids: np.ndarray, segments: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """The class of every pixel, uint8 (H, W), 255 where there is no segment.
+
+    Args:
+        ids: the number of the segment that each pixel shows, counted from 1; 0 = void.
+        segments: ``dict(label, ...)`` of each.
+    """
+    labels = np.array([255, *(segment["label"] for segment in segments)], dtype=np.uint8)
+    return labels[ids]
 
 
 def check_segments(segments: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:

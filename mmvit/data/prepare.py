@@ -3,6 +3,7 @@
     python tools/prepare_dataset.py ade20k                              # downloads, to data/ade20k
     python tools/prepare_dataset.py cityscapes --from ~/downloads       # needs a login: uses the archives you have
     python tools/prepare_dataset.py coco --from /datasets/coco          # or the folders they were unpacked to
+    python tools/prepare_dataset.py ade20k --panoptic                   # panoptic and instance annotations too
     python tools/prepare_dataset.py semantic --panoptic-json panoptic_val2017.json --panoptic-dir panoptic_val2017 \\
         --images val2017 --out data/coco_semantic                       # semantic masks of a COCO panoptic file
 
@@ -19,14 +20,14 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from mmvit.data.archives import merge_into, unpack
-from mmvit.data.files import link_or_copy
+from mmvit.data.files import link_or_copy, map_processes
 from mmvit.data.folder import inventory
 from mmvit.data.panoptic import semantic_from_panoptic
+from mmvit.data.prepare_panoptic import prepare_ade20k, prepare_cityscapes
 from mmvit.data.semantic import SemanticDataset, list_files
 from mmvit.data.semantic_folder import find_semantic
 from mmvit.errors import UserError, did_you_mean
@@ -60,7 +61,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Archive:
-    """A zip file that can be downloaded, and the parts it holds. ``nested``: archives within, unpacked too."""
+    """A zip or tar file that can be downloaded, and the parts it holds. ``nested``: archives within, unpacked too."""
 
     name: str
     url: str  # of the file, or of a page where to log in
@@ -153,6 +154,29 @@ PANOPTIC = Archive(
     ),
     nested=("annotations/panoptic_train2017.zip", "annotations/panoptic_val2017.zip"),
 )
+INSTANCES = Archive(
+    "annotations_instance.tar",
+    "http://sceneparsing.csail.mit.edu/data/ChallengeData2017/annotations_instance.tar",
+    _semantic_parts(["annotations_instance"], (".png",), _ADE),
+)
+#: What is made from them: name -> parts.
+MADE: dict[str, tuple[Part, ...]] = {
+    "ade20k": (
+        Part("ade20k_panoptic_train", (".png",), _ADE["training"]),
+        Part("ade20k_panoptic_val", (".png",), _ADE["validation"]),
+        *(Part(".", (f"ade20k_{kind}_{split}.json",), 1) for kind in ("panoptic", "instance") for split in ("train", "val")),
+    ),
+    "cityscapes": (
+        Part("gtFine/cityscapes_panoptic_train_trainId", ("_panoptic.png",), _CITY["train"]),
+        Part("gtFine/cityscapes_panoptic_val_trainId", ("_panoptic.png",), _CITY["val"]),
+        *(
+            Part("gtFine", (name,), 1)
+            for split in ("train", "val")
+            for name in (f"cityscapes_panoptic_{split}_trainId.json", f"instances_{split}.json")
+        ),
+    ),
+    "coco": (),
+}
 
 
 def prepare(
@@ -171,7 +195,7 @@ def prepare(
         out: folder to fill. None: ``data/<name>``. What is already there is used.
         source: folder with the archives, or with what was unpacked from them, whose files are then linked. None: download.
         subset: the data are a partial copy on purpose: the number of files is not checked.
-        panoptic: COCO's panoptic annotations too.
+        panoptic: the panoptic and instance annotations too.
         keep_archives: do not delete downloaded archives after unpacking (they are in ``<out>/archives``).
 
     Returns:
@@ -183,11 +207,12 @@ def prepare(
     if name not in ARCHIVES:
         raise UserError(f"unknown data set {name!r}.{did_you_mean(name, ARCHIVES)} Choose from {', '.join(ARCHIVES)}")
     out = Path(out) if out else Path("data") / name
-    job = _Job(name, out, source and _existing(Path(source)), subset, keep_archives, progress)
+    job = _Job(name, out, source and _existing(Path(source)), subset, panoptic, keep_archives, progress)
+    extra = {"coco": (PANOPTIC,), "ade20k": (INSTANCES,)}.get(name, ()) if panoptic else ()
     try:
         out.mkdir(parents=True, exist_ok=True)
         with lock(out / ".prepare", f"waiting for another process that prepares {out}"):
-            return job.run((*ARCHIVES[name], PANOPTIC) if panoptic else ARCHIVES[name])
+            return job.run((*ARCHIVES[name], *extra))
     except OSError as error:
         reason = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
         raise UserError(f"cannot write to {out} ({reason}): free space, make the folder writable, or choose --out") from error
@@ -204,9 +229,15 @@ def _existing(source: Path) -> Path:
 class _Job:
     """One run of `prepare`; see there for the arguments."""
 
-    def __init__(self, name: str, out: Path, source: Path | None, subset: bool, keep_archives: bool, progress: bool) -> None:
+    def __init__(
+        self, name: str, out: Path, source: Path | None, subset: bool, panoptic: bool, keep_archives: bool, progress: bool
+    ) -> None:
         self.name, self.out, self.source = name, out, source
-        self.subset, self.keep_archives, self.progress = subset, keep_archives, progress
+        self.subset, self.panoptic, self.keep_archives, self.progress = subset, panoptic, keep_archives, progress
+
+    def _parts(self, archives: Sequence[Archive]) -> list[Part]:
+        """All that the folder is to hold."""
+        return [part for archive in archives for part in archive.parts] + list(MADE[self.name] if self.panoptic else ())
 
     def run(self, archives: Sequence[Archive]) -> bool:
         manifest = Manifest.read(self.out, self.name)
@@ -221,7 +252,9 @@ class _Job:
             convert_cityscapes(self.out, self.progress)
         if self.name != "coco":
             self._check_pairs()
-        manifest.parts = [_facts(self.out, part) for archive in archives for part in archive.parts]
+        if self.panoptic and self.name != "coco":
+            {"ade20k": prepare_ade20k, "cityscapes": prepare_cityscapes}[self.name](self.out, self.progress)
+        manifest.parts = [_facts(self.out, part) for part in self._parts(archives)]
         manifest.complete = True
         manifest.write(self.out)
         return True
@@ -231,7 +264,7 @@ class _Job:
         return (
             manifest.complete
             and manifest.subset <= self.subset
-            and all(_facts(self.out, part) in manifest.parts for archive in archives for part in archive.parts)
+            and all(_facts(self.out, part) in manifest.parts for part in self._parts(archives))
             and (self.name != "cityscapes" or not any(_unconverted(self.out)))
         )
 
@@ -374,19 +407,8 @@ def convert_cityscapes(root: Path, progress: bool = True) -> None:
         raise UserError(
             f"converting Cityscapes needs cityscapesscripts ({error}): `pip install cityscapesscripts`, then run again"
         ) from None
-    if len(todo) < _INLINE:
-        for path in todo:
-            _convert_polygons(path)
-        return
-    with ProcessPoolExecutor() as pool:
-        results = pool.map(_convert_polygons, todo, chunksize=8)
-        if progress:
-            from rich.console import Console
-            from rich.progress import track
-
-            results = track(results, "converting to train ids", total=len(todo), console=Console(stderr=True))
-        for _ in results:
-            pass
+    for _ in map_processes(_convert_polygons, todo, "converting to train ids", progress, _INLINE):
+        pass
 
 
 def _unconverted(root: Path) -> Iterator[Path]:
@@ -438,8 +460,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             command.add_argument(
                 "--keep-archives", action="store_true", help="do not delete downloaded archives after unpacking"
             )
-        if name == "coco":
-            command.add_argument("--panoptic", action="store_true", help="the panoptic annotations too")
+        command.add_argument("--panoptic", action="store_true", help="the panoptic and instance annotations too")
     text = "semantic masks of a COCO panoptic file"
     command = commands.add_parser("semantic", help=text, description=text)
     command.add_argument("--panoptic-json", type=Path, required=True, help="such as annotations/panoptic_val2017.json")

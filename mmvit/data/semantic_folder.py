@@ -14,7 +14,7 @@ from mmvit.data.folder import SPLITS, inventory
 from mmvit.data.images import IMAGE_SUFFIXES
 from mmvit.data.masks import IGNORE, check_mask_format
 from mmvit.data.semantic import list_files
-from mmvit.data.shapes import ensure_shapes
+from mmvit.data.shapes import SEGMENTED_ODD_COLOURS, ensure_shapes
 from mmvit.errors import UserError
 
 EXPECTED = """Expected one of
@@ -95,7 +95,7 @@ def find_semantic(
     """
     name, data_root = str(path_or_name), Path(data_root)
     if name == "shapes":
-        files = _find(ensure_shapes(data_root / "shapes_semantic", layouts=("ade20k",)))
+        files = _find(ensure_shapes(data_root / "shapes_semantic", layouts=("ade20k",), odd_colours=SEGMENTED_ODD_COLOURS))
     elif name in ("ade20k", "cityscapes"):
         files = _find_prepared(data_root / name, name)
     else:

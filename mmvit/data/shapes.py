@@ -1,10 +1,10 @@
 """The synthetic "shapes" data: pictures with things and stuff whose every pixel is known, made anywhere in seconds.
 
 Eight thing classes, told apart by geometry: circle, triangle, square, star, cross, ring, bar, moon. Each has a preferred
-hue (an eighth of the colour circle apart, jittered; one object in seven takes any hue), so that a small network learns fast
-and yet must look at the form to be right always. Four stuff classes tile the background: sky above a horizon, grass, sand
-or water below it. One picture in twelve has a grey strip that belongs to no class (void), and some hold a crowd: a huddle
-of small things annotated as one region.
+hue (an eighth of the colour circle apart, jittered; one object in seven, or the share that is asked for, takes any hue), so
+that a small network learns fast and yet must look at the form to be right always. Four stuff classes tile the background:
+sky above a horizon, grass, sand or water below it. One picture in twelve has a grey strip that belongs to no class (void),
+and some hold a crowd: a huddle of small things annotated as one region.
 
 Later objects cover earlier ones; none is placed where it would leave another with under a quarter of its area visible.
 Picture i of a split depends on (seed, split, i) and the settings of a picture only, so that asking for more pictures does
@@ -65,6 +65,8 @@ _VERSION = 1  # raise it when a change alters the pictures: folders of the old v
 _MANIFEST = "shapes.json"
 _SPLITS = ("train", "val")
 _LEAST_VISIBLE = 0.25
+ODD_COLOURS = 1 / 7
+SEGMENTED_ODD_COLOURS = 1 / 20  # of the data made for segmentation, where small networks decide pixel by pixel
 
 
 @dataclass
@@ -84,18 +86,22 @@ class Scene:
     image: np.ndarray  # uint8 (H, W, 3) RGB
     stuff: np.ndarray  # uint8 (H, W): index into CLASSES, 255 = void; under the things too
     things: list[Thing] = field(default_factory=list)
+    odd_colours: float = 0.0  # share of things that take any hue
 
 
 # --- one picture -------------------------------------------------------------------------------------------------------------
 
 
-def make_scene(seed: int, split: str, index: int, size: int = 160, crowds: float = 0.04) -> Scene:
+def make_scene(
+    seed: int, split: str, index: int, size: int = 160, crowds: float = 0.04, odd_colours: float = ODD_COLOURS
+) -> Scene:
     """Picture `index` of `split`. `size`: typical side in pixels (sides vary from 0.75 to 1.25 of it). `crowds`: share of
-    pictures with one.
+    pictures with one. `odd_colours`: share of objects whose hue is not their class's, but any.
     """
     rng = np.random.default_rng([seed, _SPLITS.index(split), index])
     height, width = (max(32, int(round(size * factor))) for factor in rng.uniform(0.75, 1.25, 2))
     scene = _background(rng, height, width)
+    scene.odd_colours = odd_colours
     for _ in range(rng.integers(1, 9)):
         _place_thing(rng, scene)
     if rng.random() < crowds:
@@ -196,6 +202,9 @@ def _place_crowd(rng: np.random.Generator, scene: Scene) -> None:
         outline, hole = outlines(THINGS[label], rng)
         at = centre + offset
         masks.append(_fill(outline * radius + at, None if hole is None else hole * radius + at, height, width))
+    masks = [mask for mask in masks if mask.any()]
+    if not masks:
+        return
     union = np.any(masks, axis=0)
     if union.sum() >= 12 and _leaves_visible(scene, union):
         _cover(scene, union)
@@ -267,7 +276,7 @@ def _paint(rng: np.random.Generator, scene: Scene, label: int, mask: np.ndarray,
     """Draws an object: a shaded colour near its class's hue, with a dark rim."""
     if cover:
         _cover(scene, mask)
-    hue = rng.random() if rng.random() < 1 / 7 else (label / len(THINGS) + rng.normal(0, 0.03)) % 1
+    hue = rng.random() if rng.random() < scene.odd_colours else (label / len(THINGS) + rng.normal(0, 0.03)) % 1
     colour = np.array([[[hue * 360, rng.uniform(0.6, 1), rng.uniform(0.6, 1)]]], dtype=np.float32)
     colour = cv2.cvtColor(colour, cv2.COLOR_HSV2RGB)[0, 0] * 255
     rows, columns = np.nonzero(mask)
@@ -294,6 +303,7 @@ class ShapesSettings:
     size: int = 160
     layouts: tuple[str, ...] = ("coco",)
     crowds: float = 0.04
+    odd_colours: float = ODD_COLOURS
 
     def __post_init__(self) -> None:
         layouts = (self.layouts,) if isinstance(self.layouts, str) else self.layouts
@@ -307,9 +317,10 @@ class ShapesSettings:
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise UserError(f"shapes: {name} must be a whole number of at least {least}, got {value!r}")
-        if not self.layouts or not 0 <= self.crowds <= 1:
+        if not self.layouts or not 0 <= self.crowds <= 1 or not 0 <= self.odd_colours <= 1:
             raise UserError(
-                f"shapes: needs at least one layout and crowds in 0..1, got layouts {layouts!r}, crowds {self.crowds!r}"
+                f"shapes: needs at least one layout, and crowds and odd_colours in 0..1, got layouts {layouts!r}, "
+                f"crowds {self.crowds!r}, odd_colours {self.odd_colours!r}"
             )
 
     def digest(self) -> str:
@@ -383,7 +394,7 @@ def _write_files(root: Path, settings: ShapesSettings) -> None:
     for split in _SPLITS:
         writers = [_WRITERS[layout](root, split) for layout in settings.layouts]
         for index in range(getattr(settings, split)):
-            scene = make_scene(settings.seed, split, index, settings.size, settings.crowds)
+            scene = make_scene(settings.seed, split, index, settings.size, settings.crowds, settings.odd_colours)
             for writer in writers:
                 writer.add(index, scene)
         for writer in writers:

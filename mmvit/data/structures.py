@@ -22,11 +22,19 @@ class DataSample(BaseDataElement):
     ``gt_instances``: `InstanceData` with ``bboxes`` float32 (n, 4), xyxy in pixels of the network input, and ``labels``
     int64 (n,); with masks also ``masks`` bool (n, H, W). ``pred_instances``: `InstanceData` with ``bboxes`` float32 (k, 4),
     xyxy in pixels of the original picture, ``scores`` (k,), ``labels`` (k,).
+    ``pred_instances`` of a segmenter also hold ``masks``: a list of COCO RLEs, ``dict(size, counts)``, of the original picture.
+    ``gt_segments``: `InstanceData` with ``labels`` int64 (n,) and ``masks`` bool (n, h, w), the segments of a panoptic or
+    semantic map; ``gt_void``: `PixelData` with ``data`` bool (1, h, w), the pixels of none of them that do not count.
+    ``pred_panoptic_seg``: `PixelData` with ``data`` int32 (1, H, W), the segment of every pixel of the original picture, 0 =
+    void; the meta information ``segments_info`` holds ``dict(id, label, score)`` of each.
     ``gt_sem_seg``: `PixelData` with ``data`` uint8 (1, h, w), the class of every pixel, 255 = none. ``pred_sem_seg``: the same
     (1, H, W) at the size of the original picture.
     """
 
     gt_instances = _field("gt_instances", InstanceData)
     pred_instances = _field("pred_instances", InstanceData)
+    gt_segments = _field("gt_segments", InstanceData)
+    gt_void = _field("gt_void", PixelData)
+    pred_panoptic_seg = _field("pred_panoptic_seg", PixelData)
     gt_sem_seg = _field("gt_sem_seg", PixelData)
     pred_sem_seg = _field("pred_sem_seg", PixelData)

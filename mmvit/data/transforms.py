@@ -2,7 +2,8 @@
 
 Every transform is a callable ``sample -> sample`` on the dict that the dataset makes; see `LoadImage`, `LoadAnnotations`
 and `PackDetInputs` for its keys. Random ones draw from ``sample["rng"]`` only. Boxes, labels and masks stay in step: boxes
-are float32 (n, 4) xyxy in pixels of ``img``, masks bool (n, H, W), the semantic map ``gt_sem_seg`` uint8 (H, W).
+are float32 (n, 4) xyxy in pixels of ``img``, masks `InstanceMasks` (n, H, W), the semantic map ``gt_sem_seg`` uint8 (H, W),
+the panoptic map ``pan_ids`` int32 (H, W). `crop_sample`, `resize_sample` and `Flip` carry all of them.
 
 The augmentations have the semantics of torchvision's v2 transforms, which RT-DETR was trained with (spec: RT-DETR, arXiv
 2304.08069, official PyTorch configuration).
@@ -18,9 +19,9 @@ import numpy as np
 import torch
 from mmengine.structures import InstanceData
 from PIL import Image
-from pycocotools import mask as mask_tools
 
 from mmvit.data.images import read_image
+from mmvit.data.instance_masks import InstanceMasks
 from mmvit.data.structures import DataSample
 from mmvit.errors import UserError, did_you_mean
 from mmvit.registry import TRANSFORMS
@@ -67,8 +68,8 @@ class LoadImage:
 @TRANSFORMS.register_module()
 class LoadAnnotations:
     """Turns ``instances`` (dicts with ``bbox`` xyxy, ``label``, ``segmentation``) into ``gt_bboxes`` float32 (n, 4) and
-    ``gt_labels`` int64 (n,); with `with_mask` also ``gt_masks`` bool (n, H, W) from polygons or RLE. Needs `LoadImage`
-    before it for masks.
+    ``gt_labels`` int64 (n,); with `with_mask` also ``gt_masks``, `InstanceMasks` from polygons or RLE. Needs `LoadImage` before
+    it for masks.
     """
 
     def __init__(self, with_mask: bool = False) -> None:
@@ -79,33 +80,9 @@ class LoadAnnotations:
         sample["gt_bboxes"] = np.array([item["bbox"] for item in instances], dtype=np.float32).reshape(-1, 4)
         sample["gt_labels"] = np.array([item["label"] for item in instances], dtype=np.int64)
         if self.with_mask:
-            height, width = sample["ori_shape"]
-            masks = [_decode_segmentation(item, sample) for item in instances]
-            sample["gt_masks"] = np.stack(masks) if masks else np.zeros((0, height, width), dtype=bool)
+            ann_file = sample.get("ann_file", "annotations")
+            sample["gt_masks"] = InstanceMasks.read(instances, sample["ori_shape"], ann_file, sample.get("img_id"))
         return sample
-
-
-def _decode_segmentation(instance: dict, sample: dict) -> np.ndarray:
-    """The object's mask, bool (height, width)."""
-    height, width = sample["ori_shape"]
-    segmentation = instance.get("segmentation")
-    try:
-        if isinstance(segmentation, list) and segmentation:
-            rle = mask_tools.merge(mask_tools.frPyObjects(segmentation, height, width))
-        elif isinstance(segmentation["counts"], list):
-            rle = mask_tools.frPyObjects(segmentation, height, width)
-        else:
-            rle = segmentation
-        mask = mask_tools.decode(rle).astype(bool)
-    except Exception:  # pycocotools raises bare Exception, TypeError, ... on what it cannot read
-        mask = None
-    if mask is None or mask.shape != (height, width):
-        raise UserError(
-            f"{sample.get('ann_file', 'annotations')}: 'segmentation' of annotation id {instance.get('ann_id')} (image id "
-            f"{sample.get('img_id')}) is no mask of {width}x{height} pixels. Give polygons [[x1, y1, x2, y2, x3, y3, ...]] "
-            "or RLE {'counts': ..., 'size': [height, width]}"
-        )
-    return mask
 
 
 def adjust_brightness(image: np.ndarray, factor: float) -> np.ndarray:
@@ -219,9 +196,7 @@ class ZoomOut:
         if "gt_bboxes" in sample:
             sample["gt_bboxes"] = sample["gt_bboxes"] + np.array([left, top, left, top], dtype=np.float32)
         if "gt_masks" in sample:
-            masks = np.zeros((len(sample["gt_masks"]), canvas_height, canvas_width), dtype=bool)
-            masks[:, top : top + height, left : left + width] = sample["gt_masks"]
-            sample["gt_masks"] = masks
+            sample["gt_masks"] = InstanceMasks.of(sample["gt_masks"]).window(-top, -left, canvas_height, canvas_width)
         return sample
 
 
@@ -297,26 +272,50 @@ def _crop(sample: dict, crop: np.ndarray) -> dict:
     left, top, right, bottom = crop.tolist()
     boxes = sample["gt_bboxes"]
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2
-    keep = ((centre > crop[:2]) & (centre < crop[2:])).all(axis=1)
-    _keep_objects(sample, keep)
-    shifted = sample["gt_bboxes"] - np.array([left, top, left, top], dtype=np.float32)
-    image = sample["img"][top:bottom, left:right]
-    sample.update(img=image, img_shape=image.shape[:2], gt_bboxes=_clip(shifted, image.shape))
+    _keep_objects(sample, ((centre > crop[:2]) & (centre < crop[2:])).all(axis=1))
+    return crop_sample(sample, top, left, bottom - top, right - left)
+
+
+def crop_sample(sample: dict, top: int, left: int, height: int, width: int) -> dict:
+    """The window of the picture that begins at (`top`, `left`), or what the picture has of it, and all that is annotated on it.
+
+    Boxes are clipped; objects whose box then has no extent are dropped.
+    """
+    rows, columns = slice(top, top + height), slice(left, left + width)
+    image = sample["img"][rows, columns]
+    sample.update(img=image, img_shape=image.shape[:2])
+    for key in ("gt_sem_seg", "pan_ids"):
+        if key in sample:
+            sample[key] = sample[key][rows, columns]
     if "gt_masks" in sample:
-        sample["gt_masks"] = sample["gt_masks"][:, top:bottom, left:right]
+        sample["gt_masks"] = InstanceMasks.of(sample["gt_masks"]).window(top, left, *image.shape[:2])
+    if "gt_bboxes" in sample:
+        boxes = sample["gt_bboxes"] - np.array([left, top, left, top], dtype=np.float32)
+        boxes = sample["gt_bboxes"] = _clip(boxes, image.shape)
+        _keep_objects(sample, (boxes[:, 2:] > boxes[:, :2]).all(axis=1))
     return sample
 
 
 @TRANSFORMS.register_module()
 class SanitizeBoxes:
-    """Clips boxes to the picture and drops objects whose box is then less than `min_size` pixels wide or high (default 1)."""
+    """Clips boxes to the picture and drops objects whose box is then less than `min_size` pixels wide or high (default 1), or
+    whose mask, where there are masks, has no pixel.
 
-    def __init__(self, min_size: float = 1.0) -> None:
+    from_masks: boxes become those around the pixels of the masks, which are tighter after a crop.
+    """
+
+    def __init__(self, min_size: float = 1.0, from_masks: bool = False) -> None:
         if not (isinstance(min_size, Real) and min_size > 0):
             raise UserError(f"SanitizeBoxes: min_size must be above 0 pixels, got {min_size!r}")
         self.min_size = float(min_size)
+        self.from_masks = from_masks
 
     def __call__(self, sample: dict) -> dict:
+        if "gt_masks" in sample:
+            masks = sample["gt_masks"] = InstanceMasks.of(sample["gt_masks"])
+            if self.from_masks:
+                sample["gt_bboxes"] = masks.boxes()
+            _keep_objects(sample, masks.any())
         boxes = sample["gt_bboxes"] = _clip(sample["gt_bboxes"], sample["img"].shape)
         _keep_objects(sample, (boxes[:, 2:] - boxes[:, :2] >= self.min_size).all(axis=1))
         return sample
@@ -339,9 +338,10 @@ class Flip:
             width = np.float32(image.shape[1])
             sample["gt_bboxes"] = np.stack([width - x2, y1, width - x1, y2], axis=1)
         if "gt_masks" in sample:
-            sample["gt_masks"] = sample["gt_masks"][..., ::-1]
-        if "gt_sem_seg" in sample:
-            sample["gt_sem_seg"] = cv2.flip(sample["gt_sem_seg"], 1)
+            sample["gt_masks"] = InstanceMasks.of(sample["gt_masks"]).flip()
+        for key in ("gt_sem_seg", "pan_ids"):
+            if key in sample:
+                sample[key] = cv2.flip(sample[key], 1)
         return sample
 
 
@@ -354,7 +354,8 @@ class Resize:
     interpolation: "nearest", "bilinear" and "bicubic" are Pillow's filters, which antialias when they shrink: bilinear is what
         the published RT-DETR figures were measured with. "cv2_bilinear" is OpenCV's, which does not: that of the published
         segmentation figures.
-    Masks and ``gt_sem_seg`` use nearest neighbours. ``scale_factor`` (w, h) is multiplied by the change of size.
+    Maps and masks use nearest neighbours; polygons are drawn at the new size. ``scale_factor`` (w, h) is multiplied by the
+    change of size.
     """
 
     FILTERS = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -409,17 +410,12 @@ def resize_sample(sample: dict, shape: tuple[int, int], interpolation: str) -> d
     if "gt_bboxes" in sample:
         sample["gt_bboxes"] = sample["gt_bboxes"] * np.array(factor * 2, dtype=np.float32)
     if "gt_masks" in sample:
-        sample["gt_masks"] = _resize_masks(sample["gt_masks"], height, width)
+        sample["gt_masks"] = InstanceMasks.of(sample["gt_masks"]).resize(height, width)
     if "gt_sem_seg" in sample and sample["gt_sem_seg"].shape != (height, width):
         sample["gt_sem_seg"] = cv2.resize(sample["gt_sem_seg"], (width, height), interpolation=cv2.INTER_NEAREST)
+    if "pan_ids" in sample:  # the value under each new pixel's centre, as Pillow takes it
+        sample["pan_ids"] = cv2.resize(sample["pan_ids"], (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
     return sample
-
-
-def _resize_masks(masks: np.ndarray, height: int, width: int) -> np.ndarray:
-    """bool (n, H, W) to (n, height, width): the value under each new pixel's centre."""
-    rows = ((np.arange(height) + 0.5) * masks.shape[1] / height).astype(int)
-    columns = ((np.arange(width) + 0.5) * masks.shape[2] / width).astype(int)
-    return masks[:, rows[:, None], columns]
 
 
 @TRANSFORMS.register_module()
@@ -436,7 +432,7 @@ class PackDetInputs:
                 labels=torch.from_numpy(sample["gt_labels"].astype(np.int64)),
             )
             if "gt_masks" in sample:
-                instances.masks = torch.from_numpy(np.ascontiguousarray(sample["gt_masks"]))
+                instances.masks = torch.from_numpy(np.ascontiguousarray(InstanceMasks.of(sample["gt_masks"]).pixels))
             data_sample.gt_instances = instances
         return {"inputs": image_tensor(sample["img"]), "data_samples": data_sample}
 

@@ -1,4 +1,4 @@
-"""Loading, augmentation and packing of semantic segmentation samples.
+"""Loading, augmentation and packing of semantic segmentation samples; crops and sizes are in `transforms_sizes`.
 
 As in `transforms`, every transform is a callable ``sample -> sample``; random ones draw from ``sample["rng"]`` only. The class
 map ``gt_sem_seg`` is uint8 (H, W), 255 = no class; it stays on the pixels of ``img``. The augmentations have the semantics of
@@ -15,18 +15,16 @@ import numpy as np
 import torch
 from mmengine.structures import PixelData
 
-from mmvit.data.masks import IGNORE
 from mmvit.data.structures import DataSample
 from mmvit.data.transforms import (
     META_KEYS,
     PhotometricDistort,
     check_interpolation,
     image_tensor,
-    interval,
     rescaled,
     resize_image,
-    resize_sample,
 )
+from mmvit.data.transforms_sizes import positive, rounded_up, sides
 from mmvit.errors import UserError
 from mmvit.registry import TRANSFORMS
 
@@ -48,71 +46,6 @@ class LoadSemanticMask:
             )
         sample["gt_sem_seg"] = labels
         return sample
-
-
-@TRANSFORMS.register_module()
-class RandomResize:
-    """Resizes, without distortion, to `scale` times a factor drawn evenly from `ratio_range`.
-
-    Args:
-        scale: limits of the long and the short side in pixels (see `Resize` with keep_ratio), before the factor.
-        ratio_range: least and greatest factor.
-        interpolation: as in `Resize`.
-    """
-
-    def __init__(
-        self, scale: Sequence[int], ratio_range: Sequence[float] = (0.5, 2.0), interpolation: str = "cv2_bilinear"
-    ) -> None:
-        self.scale = _sides("RandomResize: scale", scale)
-        self.ratio_range = interval("ratio_range", ratio_range, 0.0)
-        if self.ratio_range[0] == 0:
-            raise UserError(f"RandomResize: ratio_range must start above 0, got {ratio_range!r}")
-        self.interpolation = check_interpolation(interpolation)
-
-    def __call__(self, sample: dict) -> dict:
-        factor = sample["rng"].uniform(*self.ratio_range)
-        limits = [max(1, int(side * factor)) for side in self.scale]
-        return resize_sample(sample, rescaled(sample["img"].shape[:2], limits), self.interpolation)
-
-
-@TRANSFORMS.register_module()
-class RandomCrop:
-    """Cuts out a window of `size` = (height, width) pixels at a random place, or as much of it as the picture has.
-
-    Args:
-        size: of the window; an integer for both sides.
-        cat_max_ratio: the share of the window's labelled pixels that one class may take. A window with a greater share, or
-            with fewer than two classes, is drawn anew, up to ten times. 1: any window will do.
-    """
-
-    TRIALS = 10
-
-    def __init__(self, size: int | Sequence[int], cat_max_ratio: float = 1.0) -> None:
-        self.size = _sides("RandomCrop: size", size)
-        if not (isinstance(cat_max_ratio, Real) and 0 < cat_max_ratio <= 1):
-            raise UserError(f"RandomCrop: cat_max_ratio must be a share above 0 and at most 1, got {cat_max_ratio!r}")
-        self.cat_max_ratio = float(cat_max_ratio)
-
-    def __call__(self, sample: dict) -> dict:
-        rows, columns = self._window(sample)
-        for _ in range(self.TRIALS if self.cat_max_ratio < 1 else 0):
-            if self._is_varied(sample["gt_sem_seg"][rows, columns]):
-                break
-            rows, columns = self._window(sample)
-        sample["img"] = sample["img"][rows, columns]
-        sample["img_shape"] = sample["img"].shape[:2]
-        if "gt_sem_seg" in sample:
-            sample["gt_sem_seg"] = sample["gt_sem_seg"][rows, columns]
-        return sample
-
-    def _window(self, sample: dict) -> tuple[slice, slice]:
-        starts = [sample["rng"].integers(max(side - wanted, 0) + 1) for side, wanted in zip(sample["img"].shape, self.size)]
-        return slice(starts[0], starts[0] + self.size[0]), slice(starts[1], starts[1] + self.size[1])
-
-    def _is_varied(self, labels: np.ndarray) -> bool:
-        counts = np.bincount(labels.ravel(), minlength=256)
-        counts[IGNORE] = 0
-        return np.count_nonzero(counts) > 1 and counts.max() / counts.sum() < self.cat_max_ratio
 
 
 def shift_brightness(image: np.ndarray, amount: float) -> np.ndarray:
@@ -174,18 +107,6 @@ class SegPhotometricDistort(PhotometricDistort):
 
 
 @TRANSFORMS.register_module()
-class ResizeToMultiple:
-    """Resizes so that both sides become multiples of `divisor`, rounded up (changes the aspect ratio a little)."""
-
-    def __init__(self, divisor: int, interpolation: str = "cv2_bilinear") -> None:
-        self.divisor = _positive("ResizeToMultiple: divisor", divisor)
-        self.interpolation = check_interpolation(interpolation)
-
-    def __call__(self, sample: dict) -> dict:
-        return resize_sample(sample, _rounded_up(sample["img"].shape, self.divisor), self.interpolation)
-
-
-@TRANSFORMS.register_module()
 class TestTimeAug:
     """Several views of a picture, for a model that averages its predictions over them.
 
@@ -215,8 +136,8 @@ class TestTimeAug:
             raise UserError(f"TestTimeAug: scales must be factors above 0, got {scales!r}")
         self.scales = tuple(float(scale) for scale in scales)
         self.flip = flip
-        self.size = None if size is None else _sides("TestTimeAug: size", size)
-        self.divisor = None if divisor is None else _positive("TestTimeAug: divisor", divisor)
+        self.size = None if size is None else sides("TestTimeAug: size", size)
+        self.divisor = None if divisor is None else positive("TestTimeAug: divisor", divisor)
         self.interpolation = check_interpolation(interpolation)
 
     def __call__(self, sample: dict) -> dict:
@@ -234,7 +155,7 @@ class TestTimeAug:
             target = max(1, int(shape[0] * scale + 0.5)), max(1, int(shape[1] * scale + 0.5))
         else:
             target = rescaled(shape, [max(1, int(side * scale)) for side in self.size])
-        return _rounded_up(target, self.divisor) if self.divisor else target
+        return rounded_up(target, self.divisor) if self.divisor else target
 
 
 @TRANSFORMS.register_module()
@@ -246,30 +167,18 @@ class PackSegInputs:
     information says which are mirrored.
     """
 
+    META = ("mask_path",)  # besides `META_KEYS`
+
     def __call__(self, sample: dict) -> dict:
-        data_sample = DataSample(metainfo={key: sample[key] for key in (*META_KEYS, "mask_path") if key in sample})
-        if "gt_sem_seg" in sample:
-            labels = torch.from_numpy(np.ascontiguousarray(sample["gt_sem_seg"]))
-            data_sample.gt_sem_seg = PixelData(data=labels[None])
+        data_sample = DataSample(metainfo={key: sample[key] for key in (*META_KEYS, *self.META) if key in sample})
+        self.annotate(data_sample, sample)
         if "views" not in sample:
             return {"inputs": image_tensor(sample["img"]), "data_samples": data_sample}
         data_sample.set_metainfo({"view_flips": [view["flip"] for view in sample["views"]]})
         return {"inputs": [image_tensor(view["img"]) for view in sample["views"]], "data_samples": data_sample}
 
-
-def _sides(name: str, value: int | Sequence[int]) -> tuple[int, int]:
-    """Two positive integers; one stands for both."""
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2 or not all(type(side) is int and side > 0 for side in pair):
-        raise UserError(f"{name} must be two whole numbers of pixels, got {value!r}")
-    return pair
-
-
-def _positive(name: str, value: int) -> int:
-    if type(value) is not int or value < 1:
-        raise UserError(f"{name} must be a whole number of at least 1, got {value!r}")
-    return value
-
-
-def _rounded_up(shape: Sequence[int], divisor: int) -> tuple[int, int]:
-    return -(-shape[0] // divisor) * divisor, -(-shape[1] // divisor) * divisor
+    def annotate(self, data_sample: DataSample, sample: dict) -> None:
+        """Adds what was loaded of the annotation."""
+        if "gt_sem_seg" in sample:
+            labels = torch.from_numpy(np.ascontiguousarray(sample["gt_sem_seg"]))
+            data_sample.gt_sem_seg = PixelData(data=labels[None])

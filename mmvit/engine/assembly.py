@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from mmengine.config import Config
 
 from mmvit.engine.config import apply_options, check_config
-from mmvit.engine.datasets import count_images, set_data
+from mmvit.engine.datasets import count_images, metrics, set_data
 from mmvit.engine.log import say
 from mmvit.engine.pipelines import drop_augmentation, set_size, set_slide, set_tta
 from mmvit.engine.recipes import apply_backbone_recipe, set_backbone
@@ -53,7 +54,8 @@ def assemble(
     Args:
         data: for detection ``coco`` (data/coco), ``shapes`` (synthetic, made on the spot) or a folder or json file with
             COCO-style annotations; for segmentation ``ade20k``, ``cityscapes`` (prepared under data/), ``shapes`` or a folder
-            with pictures, masks and a names file. The recipe's data if None. Files, classes and ``model.num_classes`` follow.
+            with pictures, masks and a names file; for panoptic segmentation also ``coco``, or a folder with a panoptic json,
+            its maps and pictures. The recipe's data if None. Files, classes and ``model.num_classes`` follow.
         backbone: a name of `mmvit.list_backbones()` in place of the recipe's; what the recipe says of it
             (``backbone_recipes``) is applied.
         work_dir: where checkpoints and logs go; ``work_dirs/<config>`` by default.
@@ -76,7 +78,7 @@ def assemble(
         options: ``key.key=value`` changes (`apply_options`), applied last but for the data.
         training: False needs the validation data only.
     """
-    cfg = cfg.copy() if isinstance(cfg, Config) else Config(cfg)
+    cfg = copy.deepcopy(cfg) if isinstance(cfg, Config) else Config(cfg)
     check_config(cfg)
     device = _device(device)
     if backbone is not None:
@@ -177,7 +179,9 @@ def _counts_iterations(cfg: Config) -> bool:
 
 
 def _set_epochs(cfg: Config, epochs: int) -> None:
-    """Train `epochs` passes over the data; the final epochs without strong augmentation stay as many as they were, or go."""
+    """Train `epochs` passes over the data; steps of the learning rate move along, the final epochs without strong augmentation
+    stay as many as they were, or go.
+    """
     if _counts_iterations(cfg):
         cfg.train_cfg.update(max_iters=None, max_epochs=epochs, val_interval=None)
         cfg.get("default_hooks", {}).get("checkpoint", {}).pop("interval", None)
@@ -186,6 +190,7 @@ def _set_epochs(cfg: Config, epochs: int) -> None:
     if stop:
         last = cfg.train_cfg.max_epochs - stop.epoch
         stop.epoch = max(0, epochs - last) if epochs > 2 * last else epochs
+    scale_schedule(cfg.get("param_scheduler") or [], cfg.train_cfg.max_epochs, epochs, by_epoch=True)
     cfg.train_cfg.max_epochs = epochs
 
 
@@ -201,8 +206,7 @@ def _set_iters(cfg: Config, iters: int) -> None:
         for key in ("val_interval", "interval"):
             if settings.get(key):
                 settings[key] = max(1, settings[key] * iters // before)
-    schedulers = cfg.get("param_scheduler") or []
-    scale_schedule([schedulers] if isinstance(schedulers, dict) else schedulers, before, iters)
+    scale_schedule(cfg.get("param_scheduler") or [], before, iters)
 
 
 def _set_ema(cfg: Config, ema: float | bool) -> None:
@@ -251,9 +255,9 @@ def _shrink_batch(cfg: Config) -> None:
 
 def _write_confusion(cfg: Config) -> None:
     """Semantic metrics draw their confusion matrix into the work dir."""
-    for evaluator in ("val_evaluator", "test_evaluator"):
-        if (cfg.get(evaluator) or {}).get("type") == "SemanticMetric" and cfg[evaluator].get("out_dir") is None:
-            cfg[evaluator].out_dir = cfg.work_dir
+    for metric in metrics(cfg):
+        if metric.type == "SemanticMetric" and metric.get("out_dir") is None:
+            metric.out_dir = cfg.work_dir
 
 
 def _set_precision(cfg: Config, amp: str | None, device: str) -> None:

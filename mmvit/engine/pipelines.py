@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
 from mmvit.engine.arguments import accepted_arguments
-from mmvit.engine.datasets import datasets, is_semantic
+from mmvit.engine.datasets import datasets, is_panoptic, is_semantic
 from mmvit.errors import UserError
 from mmvit.registry import TRANSFORMS
 
-#: what stands in the place of `RandomResize` and `RandomCrop` when a picture is taken as it is
+#: steps that make sizes random, or fixed for training only
+_RANDOM_SIZE = ("RandomResize", "RandomChoiceResize", "RandomCrop", "RandomRangeCrop", "RandomChoice", "FixedSizePad")
+#: what stands in their place when a picture is taken as it is
 _PLAIN_SIZE = ("Resize", "ResizeToMultiple")
 TTA_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 _SLIDE_STRIDE = 2 / 3  # of a window
@@ -21,7 +23,17 @@ _SLIDE_STRIDE = 2 / 3  # of a window
 def _steps(cfg: Config, kind: str, split: str | None = None) -> Iterator[ConfigDict]:
     for name, dataset in datasets(cfg):
         if split in (None, name):
-            yield from (step for step in dataset.get("pipeline", ()) if step.get("type") == kind)
+            yield from (step for step in _flat(dataset.get("pipeline", ())) if step.get("type") == kind)
+
+
+def _flat(steps: Sequence[Any]) -> Iterator[ConfigDict]:
+    """The steps and, after each, those within it."""
+    for step in steps:
+        if isinstance(step, (list, tuple)):
+            yield from _flat(step)
+        else:
+            yield step
+            yield from _flat(step.get("transforms", ()))
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -29,10 +41,12 @@ def _pair(value: Any) -> tuple[int, int]:
 
 
 def set_size(cfg: Config, size: int) -> None:
-    """Detection: square input of side `size`, multi-scale sides keep their ratio to it. Segmentation: see `set_crop`."""
+    """Detection at a fixed size: square input of side `size`, multi-scale sides keep their ratio to it. Otherwise: see
+    `set_crop`.
+    """
     if size < 32 or size % 32:
         raise UserError(f"--size {size}: the side must be a multiple of 32, 32 or more.")
-    if is_semantic(cfg):
+    if _has_crops(cfg) or any(step.get("keep_ratio") for step in _steps(cfg, "Resize")):
         set_crop(cfg, size)
         return
     before = None
@@ -44,8 +58,12 @@ def set_size(cfg: Config, size: int) -> None:
         preprocessor.multi_scale = [max(32, int(side * size / before / 32 + 0.5) * 32) for side in preprocessor.multi_scale]
 
 
+def _has_crops(cfg: Config) -> bool:
+    return is_semantic(cfg) or is_panoptic(cfg)
+
+
 def crop_of(cfg: Config) -> tuple[int, int]:
-    """(height, width) of a segmentation config's training crops."""
+    """(height, width) of a segmentation config's training crops; without any, the short side of its pictures."""
     crop = next((step.size for step in _steps(cfg, "RandomCrop", "train")), None)
     crop = crop or cfg.model.get("data_preprocessor", {}).get("size")
     if not crop:
@@ -57,12 +75,17 @@ def crop_of(cfg: Config) -> tuple[int, int]:
 
 
 def set_crop(cfg: Config, size: int) -> None:
-    """Training crops whose short side is `size`; sizes of resizing and of sliding windows change in proportion."""
+    """Training crops, or where there are none pictures, whose short side is `size`; all other sizes change in proportion."""
     before = crop_of(cfg)
     factor = size / min(before)
     crop = tuple(max(32, int(side * factor / 32 + 0.5) * 32) for side in before)
-    for step in _steps(cfg, "RandomCrop"):
-        step.size = crop
+    for kind in ("RandomCrop", "FixedSizePad"):
+        for step in _steps(cfg, kind):
+            step.size = crop
+    for step in _steps(cfg, "RandomChoiceResize"):
+        step.scales = [tuple(_scaled(side, factor) for side in _pair(scale)) for scale in step.scales]
+    for step in _steps(cfg, "RandomRangeCrop"):
+        step.update({key: _scaled(step.get(key, default), factor) for key, default in (("low", 384), ("high", 600))})
     preprocessor = cfg.model.get("data_preprocessor", {})
     if preprocessor.get("size"):
         preprocessor.size = crop
@@ -84,11 +107,10 @@ def drop_augmentation(cfg: Config) -> None:
     """Train on the pictures as they are evaluated: nothing that happens with a probability, no multi-scale, no crops."""
     dataset = cfg.train_dataloader.dataset
     steps = [step for step in dataset.pipeline if "p" not in (accepted_arguments(TRANSFORMS.get(step.type)) or ())]
-    if is_semantic(cfg):
-        steps = _sized_as_evaluated(cfg, steps)
-        preprocessor = cfg.model.get("data_preprocessor", {})
-        if preprocessor.get("size"):
-            preprocessor.size = None  # batches are as large as their largest picture
+    steps = _sized_as_evaluated(cfg, steps)
+    preprocessor = cfg.model.get("data_preprocessor", {})
+    if _has_crops(cfg) and preprocessor.get("size"):
+        preprocessor.size = None  # batches are as large as their largest picture
     dataset.pipeline = steps
     if cfg.model.get("data_preprocessor", {}).get("multi_scale"):
         cfg.model.data_preprocessor.multi_scale = None
@@ -97,12 +119,11 @@ def drop_augmentation(cfg: Config) -> None:
 
 def _sized_as_evaluated(cfg: Config, steps: list) -> list:
     """`steps` with the resizing of the evaluation in the place of random sizes and crops."""
-    random = ("RandomResize", "RandomCrop")
-    if not any(step.type in random for step in steps):
+    if not any(step.type in _RANDOM_SIZE for step in steps):
         return steps
-    first = next(i for i, step in enumerate(steps) if step.type in random)
+    first = next(i for i, step in enumerate(steps) if step.type in _RANDOM_SIZE)
     sized = [ConfigDict(step) for kind in _PLAIN_SIZE for step in list(_steps(cfg, kind, "val"))[:1]]
-    return steps[:first] + sized + [step for step in steps[first:] if step.type not in random]
+    return steps[:first] + sized + [step for step in steps[first:] if step.type not in _RANDOM_SIZE]
 
 
 def set_slide(cfg: Config) -> None:

@@ -16,7 +16,8 @@ import mmvit
 from mmvit.engine.cost import count_flops, latencies
 from mmvit.engine.pipelines import crop_of
 
-_PLACES = ("ann_file", "img_dir", "mask_dir", "split", "out_dir", "outfile")  # where things lie is no part of what they are
+#: where things lie, which is no part of what they are
+_PLACES = ("ann_file", "png_dir", "img_dir", "mask_dir", "gt_dir", "split", "out_dir", "outfile")
 _ROUNDS = 5
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from mmvit.engine.checkpoint import atomic_text
 
 #: The score that sums up a task: its key among the metrics -> what people call it.
-HEADLINES = {"coco/bbox_mAP": "box AP", "coco/segm_mAP": "mask AP", "PQ": "PQ", "mIoU": "mIoU"}
+HEADLINES = {"PQ": "PQ", "coco/bbox_mAP": "box AP", "coco/segm_mAP": "mask AP", "mIoU": "mIoU"}
 _COCO_PARTS = {"_50": "AP50", "_75": "AP75", "_s": "small", "_m": "medium", "_l": "large"}
 #: What is shown beside a headline score: key -> name.
 _DETAILS: dict[str, dict[str, str]] = {
@@ -69,12 +69,15 @@ def number(value: Any) -> Any:
 
 
 def score_text(metrics: Mapping[str, Any]) -> str:
-    """``box AP 0.512 (AP50 0.700, ...)`` or ``mIoU 0.812 (mAcc 0.900, aAcc 0.950)``; every score without a known headline."""
+    """``box AP 0.512 (AP50 0.700, ...), mask AP 0.480`` or ``mIoU 0.812 (mAcc 0.900, aAcc 0.950)``: the first headline score
+    with what belongs to it, then the others; every score where there is none.
+    """
     key = headline(metrics)
     if key is None:
         return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if isinstance(value, (int, float)))
     parts = [f"{name} {metrics[part]:.3f}" for part, name in _DETAILS[key].items() if metrics.get(part) is not None]
-    return f"{HEADLINES[key]} {metrics[key]:.3f}" + (f" ({', '.join(parts)})" if parts else "")
+    others = [f", {name} {metrics[other]:.3f}" for other, name in HEADLINES.items() if other != key and other in metrics]
+    return f"{HEADLINES[key]} {metrics[key]:.3f}" + (f" ({', '.join(parts)})" if parts else "") + "".join(others)
 
 
 def class_table(metrics: Mapping[str, Any], prefix: str = "IoU/") -> str:

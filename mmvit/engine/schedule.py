@@ -1,4 +1,4 @@
-"""Learning-rate schedules of runs that count iterations: they shrink with the run."""
+"""Learning-rate schedules shrink and grow with the run."""
 
 from __future__ import annotations
 
@@ -40,10 +40,12 @@ def _is_warmup(settings: dict) -> bool:
     )
 
 
-def scale_schedule(schedulers: Sequence[dict], before: int, after: int) -> None:
-    """Change, in place, what a recipe of `before` iterations states in iterations after its warm-up, for a run of `after`."""
-    for settings in schedulers:
-        if settings.get("by_epoch", True) or _is_warmup(settings):
+def scale_schedule(schedulers: dict | Sequence[dict], before: int, after: int, by_epoch: bool = False) -> None:
+    """Change, in place, what a recipe of `before` iterations (or epochs, as `by_epoch` says) states in them after its warm-up,
+    for a run of `after`.
+    """
+    for settings in [schedulers] if isinstance(schedulers, dict) else schedulers:
+        if settings.get("by_epoch", True) != by_epoch or _is_warmup(settings):
             continue
         if settings.get("end") == before:
             settings["end"] = after

@@ -91,21 +91,27 @@ class CocoBoxMetric(BaseMetric):
         detections = self._detections(pictures.values(), cat_ids)
         if self.outfile is not None:
             _write_json(self.outfile, detections)
+        known = [cat_id for cat_id in cat_ids if cat_id is not None]
         evaluate = {"bbox": evaluate_boxes, "segm": evaluate_masks}
         scores = {
-            kind: evaluate[kind](self.annotations, detections, image_ids=list(pictures), cat_ids=cat_ids)
+            kind: evaluate[kind](self.annotations, detections, image_ids=list(pictures), cat_ids=known)
             for kind in self.iou_types
         }
         if self.classwise:
             self._log_table(scores)
         return {f"{kind}_{name}": value for kind in scores for name, value in scores[kind].stats.items()}
 
-    def _cat_ids(self) -> list[int]:
-        """Category id of every label."""
-        classes = (self.dataset_meta or {}).get("classes")
-        return [self.annotations.cat_ids[i] for i in self.annotations.select_classes(classes)]
+    def _cat_ids(self) -> list[int | None]:
+        """Category id of every label; None for stuff of panoptic data, which the file does not hold."""
+        meta = self.dataset_meta or {}
+        classes, things = meta.get("classes"), meta.get("things")
+        if things is None:
+            return [self.annotations.cat_ids[i] for i in self.annotations.select_classes(classes)]
+        chosen = self.annotations.select_classes([classes[label] for label in things])
+        cat_ids = {label: self.annotations.cat_ids[i] for label, i in zip(things, chosen)}
+        return [cat_ids.get(label) for label in range(len(classes))]
 
-    def _detections(self, pictures: Sequence[tuple], cat_ids: list[int]) -> list[dict]:
+    def _detections(self, pictures: Sequence[tuple], cat_ids: list[int | None]) -> list[dict]:
         """COCO results of all pictures. Non-finite ones, which a diverged model predicts, are left out and counted."""
         detections, dropped = [], 0
         for image_id, boxes, scores, labels, masks in pictures:
@@ -125,7 +131,7 @@ class CocoBoxMetric(BaseMetric):
             if masks is not None:
                 for detection, index in zip(found, np.flatnonzero(finite)):
                     detection["segmentation"] = {"size": masks[0], "counts": masks[1][index].decode()}
-            detections += found
+            detections += [detection for detection in found if detection["category_id"] is not None]
         if dropped:
             print_log(
                 f"{self.prefix}: left out {dropped} predictions that are not finite numbers: the model has diverged",

@@ -48,8 +48,9 @@ class _Match:
 class KMaXCriterion:
     """Losses of all predictions, already weighted: ``loss_ce``, ``loss_mask``, ``loss_dice``, ``loss_pixel_insdis``.
 
-    The final prediction's assignment, and how good its pairs are, serves all; names of earlier ones end in ``_i``. With semantic logits also
-    ``loss_aux_semantic``. Every loss is averaged over its non-zero entries in each image, then over the images.
+    The final prediction's assignment, and how good its pairs are, serves all; names of earlier ones end in ``_i``. With
+    semantic logits also ``loss_aux_semantic``. Every loss is averaged over its non-zero entries in each image, then over the
+    images.
 
     Attributes:
         weights: of the losses, in the order above.
@@ -91,8 +92,14 @@ class KMaXCriterion:
             for name, weight, value in zip(("ce", "mask", "dice", "pixel_insdis"), self.weights, terms):
                 losses[f"loss_{name}{suffix}"] = weight * value
         if semantic is not None:
-            losses["loss_aux_semantic"] = self.weights[4] * self.semantic_loss(_full(semantic), targets, draws)
+            images = [_image(target, semantic) for target in targets]
+            losses["loss_aux_semantic"] = self.weights[4] * self.semantic_loss(_full(semantic), images, draws)
         return losses
+
+    def matched(self, prediction: KMaXPrediction, targets: Sequence[MaskTarget]) -> list[tuple[Tensor, Tensor]]:
+        """The assignment of each image: (queries ascending, targets)."""
+        found = self.match(prediction, [_image(target, prediction.masks) for target in targets])
+        return [(match.queries, match.objects) for match in found]
 
     @torch.no_grad()
     def match(self, prediction: KMaXPrediction, images: Sequence[_Image]) -> list[_Match]:
@@ -136,20 +143,18 @@ class KMaXCriterion:
         similarity = features.T @ features / SIMILARITY_TEMPERATURE
         return _nonzero_mean(-(same * similarity.log_softmax(1)).sum(1))
 
-    def semantic_loss(self, logits: Tensor, targets: Sequence[MaskTarget], draws: Draws) -> Tensor:
+    def semantic_loss(self, logits: Tensor, images: Sequence[_Image], draws: Draws) -> Tensor:
         """Cross-entropy of the auxiliary head at drawn pixels, or at all of them; pixels of no segment do not count."""
-        batch, _, height, width = logits.shape
         count = self.num_points[1]
-        noise = _gumbel(draws, (batch, height * width)).to(logits.device) if count is not None else [None] * batch
+        logits = logits.flatten(2)
+        noise = _gumbel(draws, (len(logits), logits.shape[2])).to(logits.device) if count is not None else [None] * len(logits)
         losses = []
-        for flat, target, gumbel in zip(logits.flatten(2), targets, noise):
-            masks = _subsample(target.masks, (height, width)).flatten(1)
-            void = ~masks.any(0)
-            labels = target.labels[masks.long().argmax(0)] if len(masks) else torch.zeros_like(void, dtype=torch.long)
+        for flat, image, gumbel in zip(logits, images, noise):
+            void = image.void > 0
+            labels = image.labels[image.masks.argmax(0)] if len(image.labels) else torch.zeros_like(void, dtype=torch.long)
             loss = F.cross_entropy(flat.T, labels, reduction="none").masked_fill(void, 0)
             if gumbel is not None:
-                sizes = torch.bincount(labels[~void], minlength=int(labels.max()) + 1)
-                loss = loss[_draw(sizes[labels].to(flat.dtype), void, gumbel, count, self.temperatures[1])]
+                loss = loss[_draw(image.area, void, gumbel, count, self.temperatures[1])]
             losses.append(_nonzero_mean(loss))
         return torch.stack(losses).mean()
 

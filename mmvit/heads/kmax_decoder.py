@@ -19,12 +19,12 @@ from mmvit.registry import MODELS
 
 from .query_decoder import MaskPrediction
 
-DIM, KEY_DIM, FEATURE_DIM, HEADS, FEEDFORWARD = 256, 128, 128, 8, 2048
+HEADS = 8
 
 
 @dataclass
 class KMaXPrediction(MaskPrediction):
-    """`MaskPrediction` with the pixels' features (B, 128, h, w) of length 1."""
+    """`MaskPrediction` with the pixels' features (B, dim / 2, h, w) of length 1."""
 
     features: Tensor
 
@@ -49,14 +49,14 @@ class Predictor(nn.Module):
     The last class logit ("void") starts, and stays, ahead by ln(9 C): most queries find nothing.
     """
 
-    def __init__(self, in_channels: int, num_classes: int):
+    def __init__(self, in_channels: int, num_classes: int, dim: int):
         super().__init__()
         self.void_bias = math.log(num_classes * 0.9 / 0.1)
         self.pixel_conv0 = ConvNorm(in_channels, in_channels, 5, groups=in_channels, act="gelu")
-        self.pixel_conv1 = ConvNorm(in_channels, DIM, act="gelu")
-        self.pixel_last = ConvNorm(DIM, FEATURE_DIM, bias=True)
-        self.mask_head = QueryConv(DIM, FEATURE_DIM)
-        self.class_head = nn.Conv1d(DIM, num_classes + 1, 1)
+        self.pixel_conv1 = ConvNorm(in_channels, dim, act="gelu")
+        self.pixel_last = ConvNorm(dim, dim // 2, bias=True)
+        self.mask_head = QueryConv(dim, dim // 2)
+        self.class_head = nn.Conv1d(dim, num_classes + 1, 1)
         self.mask_norm = nn.BatchNorm2d(1)
         nn.init.trunc_normal_(self.class_head.weight, std=0.01)
         nn.init.zeros_(self.class_head.bias)
@@ -64,7 +64,7 @@ class Predictor(nn.Module):
         nn.init.constant_(self.mask_norm.weight, 0.1)
 
     def forward(self, mask_embedding: Tensor, class_embedding: Tensor, pixels: Tensor) -> KMaXPrediction:
-        """Embeddings (B, 256, n), pixels (B, C, h, w)."""
+        """Embeddings (B, dim, n), pixels (B, C, h, w)."""
         features = F.normalize(self.pixel_last(self.pixel_conv1(self.pixel_conv0(pixels))), dim=1)
         logits = self.class_head(class_embedding).transpose(1, 2)
         logits = torch.cat([logits[..., :-1], logits[..., -1:] + self.void_bias], -1)
@@ -74,15 +74,16 @@ class Predictor(nn.Module):
 
 
 class QuerySelfAttention(nn.Module):
-    """Self-attention of the queries with batch-normed logits: (B, 512, n), channels q | k | v -> (B, 256, n)."""
+    """Self-attention of the queries with batch-normed logits: (B, 2 dim, n), channels q | k | v -> (B, dim, n)."""
 
-    def __init__(self) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
+        self.depths = (dim // 2, dim // 2, dim)
         self.similarity_norm = nn.BatchNorm2d(HEADS)
-        self.value_norm = nn.BatchNorm1d(DIM)
+        self.value_norm = nn.BatchNorm1d(dim)
 
     def forward(self, qkv: Tensor) -> Tensor:
-        q, k, v = (part.unflatten(1, (HEADS, -1)) for part in qkv.split((KEY_DIM, KEY_DIM, DIM), 1))
+        q, k, v = (part.unflatten(1, (HEADS, -1)) for part in qkv.split(self.depths, 1))
         weights = self.similarity_norm(q.transpose(-1, -2) @ k).softmax(-1)
         return F.gelu(self.value_norm((v @ weights.transpose(-1, -2)).flatten(1, 2)))
 
@@ -100,24 +101,24 @@ def assigned_sums(values: Tensor, masks: Tensor) -> Tensor:
 
 
 class KMeansLayer(nn.Module):
-    """One decoder layer on a map: k-means cross-attention, self-attention, feed-forward. Queries are (B, 256, n)."""
+    """One decoder layer on a map: k-means cross-attention, self-attention, feed-forward. Queries are (B, dim, n)."""
 
-    def __init__(self, in_channels: int, num_classes: int, drop_path: float = 0.0):
+    def __init__(self, in_channels: int, num_classes: int, dim: int = 256, drop_path: float = 0.0):
         super().__init__()
-        self.query_conv1 = QueryConv(DIM, DIM, act=True)
-        self.pixel_conv1 = ConvNorm(in_channels, DIM, act="gelu")
-        self.query_qkv = QueryConv(DIM, 2 * KEY_DIM + DIM)
-        self.pixel_value = ConvNorm(DIM, DIM)
-        self.self_attention = QuerySelfAttention()
-        self.query_conv3 = QueryConv(DIM, DIM)
-        self.ffn_conv1, self.ffn_conv2 = QueryConv(DIM, FEEDFORWARD, act=True), QueryConv(FEEDFORWARD, DIM)
-        self.predictor = Predictor(DIM, num_classes)
-        self.kmeans_norm = nn.BatchNorm1d(DIM)
-        self.kmeans_conv = QueryConv(DIM, DIM)
+        self.query_conv1 = QueryConv(dim, dim, act=True)
+        self.pixel_conv1 = ConvNorm(in_channels, dim, act="gelu")
+        self.query_qkv = QueryConv(dim, 2 * dim)
+        self.pixel_value = ConvNorm(dim, dim)
+        self.self_attention = QuerySelfAttention(dim)
+        self.query_conv3 = QueryConv(dim, dim)
+        self.ffn_conv1, self.ffn_conv2 = QueryConv(dim, 8 * dim, act=True), QueryConv(8 * dim, dim)
+        self.predictor = Predictor(dim, num_classes, dim)
+        self.kmeans_norm = nn.BatchNorm1d(dim)
+        self.kmeans_conv = QueryConv(dim, dim)
         self.drop_path = DropPath(drop_path)
         for layer in (self.query_conv3, self.ffn_conv2, self.kmeans_conv):
             nn.init.zeros_(layer.norm.weight)
-        for layer, channels in ((self.query_qkv, DIM), (self.pixel_value, DIM)):
+        for layer, channels in ((self.query_qkv, dim), (self.pixel_value, dim)):
             nn.init.normal_(layer.conv.weight, std=channels**-0.5)
 
     def forward(self, queries: Tensor, x: Tensor) -> tuple[Tensor, KMaXPrediction]:
@@ -134,18 +135,18 @@ class KMeansLayer(nn.Module):
 
 
 class ASPP(nn.Module):
-    """Atrous spatial pyramid pooling: 1x1, three dilated 3x3 and a pooled branch. (B, I, H, W) -> (B, 256, H, W)."""
+    """Atrous spatial pyramid pooling: 1x1, three dilated 3x3 and a pooled branch. (B, I, H, W) -> (B, dim, H, W)."""
 
-    def __init__(self, in_channels: int, rates: Sequence[int] = (6, 12, 18)):
+    def __init__(self, in_channels: int, dim: int, rates: Sequence[int] = (6, 12, 18)):
         super().__init__()
-        self.conv0 = ConvNorm(in_channels, DIM, act="gelu")
+        self.conv0 = ConvNorm(in_channels, dim, act="gelu")
         self.dilated = nn.ModuleList()
         for rate in rates:
-            layer = ConvNorm(in_channels, DIM, 3, act="gelu", padding=rate)
+            layer = ConvNorm(in_channels, dim, 3, act="gelu", padding=rate)
             layer.conv.dilation = (rate, rate)
             self.dilated.append(layer)
-        self.pool = ConvNorm(in_channels, DIM, act="gelu")
-        self.project = ConvNorm((2 + len(rates)) * DIM, DIM, act="gelu")
+        self.pool = ConvNorm(in_channels, dim, act="gelu")
+        self.project = ConvNorm((2 + len(rates)) * dim, dim, act="gelu")
         self.dropout = nn.Dropout(0.1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -153,10 +154,10 @@ class ASPP(nn.Module):
         return self.dropout(self.project(torch.cat([self.conv0(x), *(conv(x) for conv in self.dilated), pooled], 1)))
 
 
-def _separable(in_channels: int) -> nn.Sequential:
-    """Depthwise 5x5, then 1x1 to 256 channels."""
+def _separable(in_channels: int, dim: int) -> nn.Sequential:
+    """Depthwise 5x5, then 1x1 to `dim` channels."""
     return nn.Sequential(
-        ConvNorm(in_channels, in_channels, 5, groups=in_channels, act="gelu"), ConvNorm(in_channels, DIM, act="gelu")
+        ConvNorm(in_channels, in_channels, 5, groups=in_channels, act="gelu"), ConvNorm(in_channels, dim, act="gelu")
     )
 
 
@@ -167,15 +168,16 @@ class AuxiliarySemantic(nn.Module):
     (Cityscapes): C logits at stride 32.
     """
 
-    def __init__(self, in_channels: Sequence[int], num_classes: int, fine: bool = True):
+    def __init__(self, in_channels: Sequence[int], num_classes: int, fine: bool = True, dim: int = 256):
         super().__init__()
         self.fine = fine
         if fine:
-            self.aspp = ASPP(in_channels[3])
+            self.aspp = ASPP(in_channels[3], dim)
             self.low8, self.low4 = ConvNorm(in_channels[1], 64, act="gelu"), ConvNorm(in_channels[0], 32, act="gelu")
-            self.fuse8, self.fuse4 = _separable(DIM + 64), _separable(DIM + 32)
-        self.convs = _separable(DIM if fine else in_channels[3])
-        self.final = nn.Conv2d(DIM, num_classes + 1 if fine else num_classes, 1)
+            self.fuse8, self.fuse4 = _separable(dim + 64, dim), _separable(dim + 32, dim)
+        self.convs = _separable(dim if fine else in_channels[3], dim)
+        self.final = nn.Conv2d(dim, num_classes + 1 if fine else num_classes, 1)
+        set_batch_norms(self, NORM_EPS, NORM_MOMENTUM)
         nn.init.trunc_normal_(self.final.weight, std=0.01)
         nn.init.zeros_(self.final.bias)
 
@@ -201,6 +203,7 @@ class KMaXDecoder(nn.Module):
         num_queries: queries.
         num_layers: on each map.
         drop_path: of the residual branches.
+        dim: width.
     """
 
     def __init__(
@@ -211,18 +214,19 @@ class KMaXDecoder(nn.Module):
         num_queries: int = 128,
         num_layers: Sequence[int] = (2, 2, 2),
         drop_path: float = 0.2,
+        dim: int = 256,
     ):
         super().__init__()
         self.num_classes, self.num_queries = num_classes, num_queries
         self.per_map = tuple(num_layers)
-        self.centres = nn.Embedding(DIM, num_queries)
+        self.centres = nn.Embedding(dim, num_queries)
         self.layers = nn.ModuleList(
-            KMeansLayer(c, num_classes, drop_path)
+            KMeansLayer(c, num_classes, dim, drop_path)
             for c, count in zip(in_channels, num_layers, strict=True)
             for _ in range(count)
         )
-        self.class_projection, self.mask_projection = QueryConv(DIM, DIM, act=True), QueryConv(DIM, DIM, act=True)
-        self.predictor = Predictor(mask_dim, num_classes)
+        self.class_projection, self.mask_projection = QueryConv(dim, dim, act=True), QueryConv(dim, dim, act=True)
+        self.predictor = Predictor(mask_dim, num_classes, dim)
         set_batch_norms(self, NORM_EPS, NORM_MOMENTUM)
 
     def forward(self, mask_features: Tensor, maps: Sequence[Tensor], all_layers: bool = True) -> list[KMaXPrediction]:

@@ -11,12 +11,7 @@ from torch import Tensor, nn
 from mmvit.errors import UserError
 from mmvit.layers.conv import ConvNorm
 from mmvit.layers.resize import resize
-from mmvit.layers.varying_window import (
-    PackedVaryingWindowAttention,
-    VaryingWindowAttention,
-    context_windows,
-    pad_to_windows,
-)
+from mmvit.layers.varying_window import PackedVaryingWindowAttention, PreScaling, VaryingWindowAttention, branches
 from mmvit.registry import MODELS
 
 RATIOS = (2, 4, 8)
@@ -38,17 +33,6 @@ class FusedConv(ConvNorm):
         return self.act(self.norm(fused))
 
 
-class _PreScaling(ConvNorm):
-    """r x r convolution to C / r^2 channels that keeps the size: zeros r/2 - 1 before, r/2 behind. ReLU."""
-
-    def __init__(self, channels: int, ratio: int):
-        super().__init__(channels, channels // ratio**2, ratio, act="relu", padding=0)
-        self.pads = (ratio // 2 - 1, ratio // 2) * 2
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(F.pad(x, self.pads))
-
-
 class _VWBase(nn.Module):
     """What both heads share: branches, fusion of the branches, low-level enhancement, classifier."""
 
@@ -66,7 +50,7 @@ class _VWBase(nn.Module):
         self.in_channels, self.channels, self.num_classes = tuple(in_channels), channels, num_classes
         self.short_cut = short_cut
         self.linear_fuse = FusedConv(3 * channels, channels, act="relu")
-        self.ds = nn.ModuleList(_PreScaling(channels, ratio) for ratio in RATIOS)
+        self.ds = nn.ModuleList(PreScaling(channels, ratio) for ratio in RATIOS)
         self.short_path = ConvNorm(channels, channels, act="relu")
         self.low_level_fuse = FusedConv(channels + self.low_level, channels, act="relu")
         self.dropout = nn.Dropout2d(dropout)
@@ -78,13 +62,8 @@ class _VWBase(nn.Module):
 
     def branches(self, x: Tensor) -> list[Tensor]:
         """One map of varying window attention for each ratio; (N, C, h, w) each, as x."""
-        height, width = x.shape[-2:]
-        padded = pad_to_windows(x)
-        maps = []
-        for ratio, scaling, attention in zip(RATIOS, self.ds, self.attn, strict=True):
-            found = attention(padded, context_windows(scaling(padded), ratio))[..., :height, :width]
-            maps.append(found + x if self.short_cut else found)
-        return maps
+        maps = branches(x, self.ds, self.attn, RATIOS)
+        return [found + x for found in maps] if self.short_cut else maps
 
     def project(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """The maps of strides 8, 16, 32, coarsest first, with `channels` channels each."""

@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.5,
         metavar="O",
-        help="segmentation: how much the colours cover the picture, 0 to 1 (default: %(default)s)",
+        help="segmentation and masks: how much the colours cover the picture, 0 to 1 (default: %(default)s)",
     )
     parser.add_argument("--tta", action="store_true", help="segmentation: average over six scales and mirrored views")
     parser.add_argument("--slide", action="store_true", help="segmentation: predict large pictures window by window")
@@ -67,8 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Find objects (boxes) or the class of every pixel (segmentation) in pictures and videos; draw them and write a json.
 
-    The json holds boxes as COCO results, segmentations as pixels of each class; beside it lie PNG files of class numbers.
-    Returns 1 if any input failed (the others are done all the same), else 0.
+    The json holds boxes (and masks) as COCO results, segmentations as pixels of each class; beside it lie PNG files of class
+    numbers. Returns 1 if any input failed (the others are done all the same), else 0.
     """
     from mmvit.inference.predictor import Predictor
     from mmvit.inference.sources import expand
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
             tta=args.tta,
             slide=args.slide,
         )
-        kind = _Regions(out, args.opacity) if predictor.task == "semantic" else _Boxes(args.score_thr)
+        kind = _Regions(out, args.opacity) if predictor.task == "semantic" else _Boxes(args.score_thr, args.opacity)
         job = _Job(predictor, kind, out, report)
         try:
             job.pictures([source for source in usable if not source.is_video])
@@ -158,14 +158,14 @@ class _Output:
 class _Boxes:
     """What the command does with `Detections`."""
 
-    def __init__(self, score_thr: float) -> None:
-        self.score_thr = score_thr
+    def __init__(self, score_thr: float, opacity: float) -> None:
+        self.score_thr, self.opacity = score_thr, opacity
 
     def draw(self, image: np.ndarray, found: Detections, in_video: bool = False) -> np.ndarray:
-        """uint8 (H, W, 3) with boxes."""
+        """uint8 (H, W, 3) with boxes or masks."""
         from mmvit.inference.draw import draw_detections
 
-        return draw_detections(image, found)
+        return draw_detections(image, found, opacity=self.opacity)
 
     def save_beside(self, path: Path, found: Detections) -> dict[str, Any]:
         """Nothing is written beside the drawn picture."""

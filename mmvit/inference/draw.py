@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
-from mmvit.data.classes import make_palette
+from mmvit.data.classes import Colour, make_palette
 from mmvit.errors import UserError
 from mmvit.evaluation.legend import colourise, draw_legend
 
@@ -20,38 +21,78 @@ Rectangle = tuple[int, int, int, int]  # x1, y1, x2, y2 in pixels
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
-def draw_detections(image: np.ndarray, detections: Detections, classes: Sequence[str] | None = None) -> np.ndarray:
-    """Draw boxes with names and scores.
+def draw_detections(
+    image: np.ndarray, detections: Detections, classes: Sequence[str] | None = None, opacity: float = 0.5
+) -> np.ndarray:
+    """Draw boxes with names and scores; masks, where there are any, in their place.
 
     Args:
         image: uint8 (H, W, 3) RGB; not changed.
-        detections: boxes in pixels of `image`.
+        detections: boxes in pixels of `image`, masks of its size.
         classes: names to write in place of those in `detections`.
+        opacity: of the masks; 0 shows the picture alone and their outlines, 1 the colours alone.
 
     Returns:
-        uint8 (H, W, 3) RGB. A class has the same colour in every picture. Lines and letters grow with the picture. Labels stay
-        inside it, and off each other where there is room.
+        uint8 (H, W, 3) RGB. A class has the same colour in every picture; masks of one class have lighter and darker shades of
+        it. Lines and letters grow with the picture. Labels stay inside it, off each other where there is room, and those of
+        masks inside their masks.
     """
+    if not 0 <= opacity <= 1:
+        raise UserError(f"opacity is {opacity:g}: give a number from 0 to 1")
     canvas = np.ascontiguousarray(image).copy()
     names = tuple(classes or detections.classes)
-    colours = make_palette(len(names))
+    palette = make_palette(len(names))
+    colours = [palette[label] for label in detections.labels]
     thickness = max(1, round(max(canvas.shape[:2]) / 400))
     order = np.argsort(detections.scores, kind="stable")  # best last, on top
     boxes = [_inside(detections.boxes[i], canvas.shape) for i in range(len(detections))]
-    for i in order:
-        x1, y1, x2, y2 = boxes[i]
-        cv2.rectangle(canvas, (x1, y1), (x2, y2), colours[detections.labels[i]], thickness, cv2.LINE_AA)
+    middles: dict[int, tuple[int, int]] = {}  # inside the masks
+    if detections.masks is not None:
+        colours = _shades(detections.labels, palette)
+        middles = {i: _draw_mask(canvas, detections.mask(i), colours[i], opacity, thickness) for i in order}
+    else:
+        for i in order:
+            x1, y1, x2, y2 = boxes[i]
+            cv2.rectangle(canvas, (x1, y1), (x2, y2), colours[i], thickness, cv2.LINE_AA)
     taken: list[Rectangle] = []
     plates = []
     for i in order[::-1]:  # the best choose their place first
         text = f"{names[detections.labels[i]]} {100 * detections.scores[i]:.0f}%"
         plate = _Plate(text, canvas.shape)
-        plate.place(boxes[i], taken)
+        plate.place(boxes[i], taken, middles.get(i))
         taken.append(plate.rectangle)
-        plates.append((plate, colours[detections.labels[i]]))
+        plates.append((plate, colours[i]))
     for plate, colour in reversed(plates):
         plate.draw(canvas, colour)
     return canvas
+
+
+def _shades(labels: np.ndarray, palette: Sequence[Colour]) -> list[Colour]:
+    """A colour for each object: that of its class for the first one, then lighter and darker ones in turn."""
+    seen: Counter[int] = Counter()
+    shades = []
+    for label in labels.tolist():
+        number = seen[label]
+        seen[label] += 1
+        strength = 0.25 * (-(-number // 2) % 4)
+        shades.append(tuple(round(part + ((255 if number % 2 else 0) - part) * strength) for part in palette[label]))
+    return shades
+
+
+def _draw_mask(canvas: np.ndarray, mask: np.ndarray, colour: Colour, opacity: float, thickness: int) -> tuple[int, int] | None:
+    """Lay a mask, bool (H, W), and its outline over `canvas`, in place; the point (x, y) of it farthest from its border."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return None
+    top, left = int(rows[0]), int(columns[0])
+    part = np.s_[top : rows[-1] + 1, left : columns[-1] + 1]
+    inside, region = mask[part], canvas[part]
+    region[inside] = np.rint((1 - opacity) * region[inside] + opacity * np.array(colour)).astype(np.uint8)
+    framed = np.pad(inside, 1).astype(np.uint8)  # the edge of the picture is a border, too
+    outlines, _ = cv2.findContours(framed, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(canvas, outlines, -1, colour, thickness, cv2.LINE_AA, offset=(left - 1, top - 1))
+    y, x = np.unravel_index(cv2.distanceTransform(framed, cv2.DIST_L2, 3).argmax(), framed.shape)
+    return left + int(x) - 1, top + int(y) - 1
 
 
 def _inside(box: np.ndarray, shape: Sequence[int]) -> Rectangle:
@@ -76,11 +117,14 @@ class _Plate:
         self.size = (text_width + 2 * self.margin, text_height + baseline + 2 * self.margin)
         self.rectangle: Rectangle = (0, 0, *self.size)
 
-    def place(self, box: Rectangle, taken: Sequence[Rectangle]) -> None:
-        """Choose, of the corners of `box`, the first that covers no other label, else the one that covers least."""
+    def place(self, box: Rectangle, taken: Sequence[Rectangle], middle: tuple[int, int] | None = None) -> None:
+        """Choose, of `middle` (x, y) and the corners of `box`, the first that covers no other label, else the one that covers
+        least.
+        """
         x1, y1, x2, y2 = box
         width, height = self.size
-        corners = [
+        corners = [] if middle is None else [(middle[0] - width // 2, middle[1] - height // 2)]
+        corners += [
             (x1, y1 - height),
             (x1, y1),
             (x2 - width, y1 - height),

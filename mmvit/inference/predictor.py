@@ -172,6 +172,7 @@ class Predictor:
             self.classes,
             tuple(image_size),
             self.cat_ids,
+            [found.masks[i] for i in order.tolist()] if "masks" in found else None,
         ).filter(self.score_thr)
 
     def _segmentation(self, sample: DataSample, image_size: tuple[int, int]) -> Segmentation:
@@ -279,6 +280,10 @@ def _without_weights(name: str) -> str:
     if semantic:
         method, backbone, data = semantic.groups()
         task, recipe = "semantic", f"configs/{method}_{data or 'ade20k'}.py --backbone {backbone}"
+    detector = re.fullmatch(r"(cascade_mask_rcnn|mask_rcnn|retinanet)_(\w+?)(?:_coco)?", name)
+    if detector:
+        method, backbone = detector.groups()
+        recipe = f"configs/{method}_coco{'_3x' if method.startswith('cascade') else ''}.py --backbone {backbone}"
     packaged = [other for other, entry in index().items() if entry.packaged and entry.task == task]
     ready = f". Ready without download: {', '.join(packaged)}" if packaged else ""
     near = did_you_mean(name, [other for other in index() if other.startswith(f"{name.split('_')[0]}_")])

@@ -26,6 +26,8 @@ class Detections:
         classes: names of all classes that the model knows.
         image_size: (height, width) of the original picture.
         cat_ids: category id of each class in the annotation files; 1, 2, 3 ... where none are known.
+        masks: COCO RLE of each detection, ``dict(size, counts)`` with compressed counts, at `image_size`; None for a model that
+            predicts boxes only.
     """
 
     boxes: np.ndarray
@@ -34,6 +36,7 @@ class Detections:
     classes: tuple[str, ...]
     image_size: tuple[int, int]
     cat_ids: tuple[int, ...] = field(default=(), repr=False)
+    masks: list[dict[str, Any]] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         self.cat_ids = self.cat_ids or _category_ids(self.classes)
@@ -49,12 +52,21 @@ class Detections:
     def filter(self, score_thr: float) -> Detections:
         """The detections with a score of at least `score_thr`."""
         keep = self.scores >= score_thr
-        return replace(self, boxes=self.boxes[keep], scores=self.scores[keep], labels=self.labels[keep])
+        masks = None if self.masks is None else [mask for mask, kept in zip(self.masks, keep) if kept]
+        return replace(self, boxes=self.boxes[keep], scores=self.scores[keep], labels=self.labels[keep], masks=masks)
+
+    def mask(self, index: int) -> np.ndarray:
+        """The mask of a detection, bool (H, W)."""
+        from pycocotools import mask as mask_tools
+
+        return mask_tools.decode(self.masks[index]).astype(bool)
 
     def to_coco(self, image_id: int | str) -> list[dict[str, Any]]:
-        """COCO results: one dict per detection with ``image_id, category_id, category_name, bbox [x, y, w, h], score``."""
+        """COCO results: one dict per detection with ``image_id, category_id, category_name, bbox [x, y, w, h], score``, and
+        where there are masks ``segmentation``, RLE with the counts as text.
+        """
         sizes = np.concatenate([self.boxes[:, :2], self.boxes[:, 2:] - self.boxes[:, :2]], axis=1).astype(float)
-        return [
+        found = [
             {
                 "image_id": image_id,
                 "category_id": int(self.cat_ids[label]),
@@ -64,6 +76,11 @@ class Detections:
             }
             for box, score, label in zip(sizes, self.scores, self.labels)
         ]
+        for detection, mask in zip(found, self.masks or ()):
+            counts = mask["counts"]
+            text = counts.decode() if isinstance(counts, bytes) else counts
+            detection["segmentation"] = {"size": [int(side) for side in mask["size"]], "counts": text}
+        return found
 
 
 def _category_ids(classes: Sequence[str]) -> tuple[int, ...]:

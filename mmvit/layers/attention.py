@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmvit.errors import UserError
+
 
 class SelfAttention(nn.Module):
     """Multi-head self-attention whose position embedding enters queries and keys only.
@@ -35,6 +37,12 @@ class SelfAttention(nn.Module):
         return self.out_proj(out.transpose(1, 2).reshape(batch, tokens, dim))
 
 
+def check_heads(dim: int, num_heads: int) -> None:
+    """UserError where `num_heads` heads cannot share `dim` channels."""
+    if dim % num_heads:
+        raise UserError(f"{num_heads} attention heads cannot share {dim} channels: give a width that is a multiple of them.")
+
+
 class SpatialReductionAttention(nn.Module):
     """Multi-head attention of every pixel to a reduced map of keys and values. (N, h, w, C) -> (N, h, w, C).
 
@@ -53,6 +61,7 @@ class SpatialReductionAttention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, reduction: int, norm: Callable[[int], nn.Module], pooled: bool = False):
         super().__init__()
+        check_heads(dim, num_heads)
         self.num_heads, self.pooled = num_heads, pooled
         self.q = nn.Linear(dim, dim)
         self.kv = nn.Linear(dim, 2 * dim)

@@ -7,6 +7,8 @@ local window costs, for every r. Nothing of r^2 times the size is ever stored.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -112,3 +114,24 @@ class PackedVaryingWindowAttention(_WindowAttention):
         query = F.linear(query_windows(x), self.in_proj_weight[:channels], self.in_proj_bias[:channels])
         key, value = F.linear(context, self.in_proj_weight[channels:], self.in_proj_bias[channels:]).chunk(2, -1)
         return merge_windows(self.out_proj(self.attend(query, key, value)), *x.shape[-2:])
+
+
+class PreScaling(ConvNorm):
+    """r x r convolution to C / r^2 channels that keeps the size: zeros r/2 - 1 before, r/2 behind. Batch norm, ReLU."""
+
+    def __init__(self, channels: int, ratio: int, bias: bool = False):
+        super().__init__(channels, channels // ratio**2, ratio, act="relu", padding=0, bias=bias)
+        self.pads = (ratio // 2 - 1, ratio // 2) * 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.pad(x, self.pads))
+
+
+def branches(x: Tensor, scalings: Sequence[nn.Module], attentions: Sequence[nn.Module], ratios: Sequence[int]) -> list[Tensor]:
+    """Varying window attention of `x` (N, C, h, w) for each ratio; maps of the same shape, whatever h and w are."""
+    height, width = x.shape[-2:]
+    padded = pad_to_windows(x)
+    return [
+        attention(padded, context_windows(scaling(padded), ratio))[..., :height, :width]
+        for scaling, attention, ratio in zip(scalings, attentions, ratios, strict=True)
+    ]

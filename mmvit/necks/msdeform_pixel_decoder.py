@@ -69,6 +69,15 @@ class DeformableEncoder(nn.Module):
         split = tokens.split([h * w for h, w in shapes], 1)
         return [x.transpose(1, 2).unflatten(2, shape) for x, shape in zip(split, shapes)]
 
+    @classmethod
+    def convert(cls, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The encoder's part of the official names of a pixel decoder -> ours, with the prefix ``encoder.``."""
+        out = {}
+        for key, value in state_dict.items():
+            key = key.replace("transformer.encoder.", "encoder.").replace("transformer.", "encoder.")
+            out[f"encoder.{key}" if key.startswith("input_proj.") else key] = value
+        return out
+
 
 def pixel_centres(shapes: Sequence[tuple[int, int]], like: Tensor) -> Tensor:
     """(1, sum h*w, 2): normalised xy of the centres of all pixels, row by row, map by map."""
@@ -124,12 +133,5 @@ class MSDeformAttnPixelDecoder(nn.Module):
     @classmethod
     def convert(cls, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Official names -> ours."""
-        out = {}
-        for key, value in state_dict.items():
-            key = key.replace("transformer.encoder.", "encoder.").replace("transformer.", "encoder.")
-            if key.startswith("input_proj."):
-                key = f"encoder.{key}"
-            if key in ("adapter_1.weight", "layer_1.weight"):
-                key = key.replace(".weight", ".conv.weight")
-            out[key] = value
-        return out
+        renamed = {"adapter_1.weight": "adapter_1.conv.weight", "layer_1.weight": "layer_1.conv.weight"}
+        return {renamed.get(key, key): value for key, value in DeformableEncoder.convert(state_dict).items()}

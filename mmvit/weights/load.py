@@ -273,7 +273,7 @@ def load_into(
             + _listed(f"{key} {theirs} (the model has {ours})" for key, (theirs, ours) in shapes.items())
         )
     if problems:
-        counts = None if missing or unexpected else _class_counts(list(shapes.values()))
+        counts = None if missing or unexpected else _class_counts(list(shapes.values()), getattr(model, "num_classes", None))
         hint = (
             (
                 f". Only the class count differs: {source} has {counts[0]} classes, the model {counts[1]}; build the model "
@@ -290,16 +290,23 @@ def _matches(key: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)
 
 
-def _class_counts(shapes: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> tuple[int, int] | None:
-    """(theirs, ours) if all shapes differ in one side only, by the same two numbers (or both one more: a padding class)."""
+def _class_counts(shapes: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], ours: int | None) -> tuple[int, int] | None:
+    """(theirs, ours) if all shapes differ in one side only, as class counts do.
+
+    A side may be the count, one more (a class "none"), or, where the model says what its count is, a multiple of it (of four
+    box sides, or of anchors).
+    """
     sides = set()
-    for theirs, ours in shapes:
-        different = [pair for pair in zip(theirs, ours) if pair[0] != pair[1]]
-        if len(theirs) != len(ours) or len(different) != 1:
+    for theirs, own in shapes:
+        different = [pair for pair in zip(theirs, own) if pair[0] != pair[1]]
+        if len(theirs) != len(own) or len(different) != 1:
             return None
         sides.add(different[0])
-    counts = min(sides)
-    return counts if sides <= {counts, (counts[0] + 1, counts[1] + 1)} else None
+    if ours is None:
+        ours = min(sides)[1]
+    counts = {theirs - 1 if own == ours + 1 else theirs * ours / own for theirs, own in sides}
+    count = counts.pop()
+    return None if counts or count != int(count) or any(own % ours > 1 for _, own in sides) else (int(count), ours)
 
 
 def _listed(words: Iterator[str] | Sequence[str] | Any) -> str:
