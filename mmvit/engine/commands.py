@@ -13,7 +13,8 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         "--data",
         metavar="{coco,ade20k,cityscapes,shapes,PATH}",
         help="coco, ade20k, cityscapes (under data/), shapes (synthetic, made on the spot), or your own: a folder or json of "
-        "COCO-style annotations, a folder of pictures and masks with a names file; the config's data by default",
+        "COCO-style annotations, a folder of pictures and masks with a names file, a folder of pictures and panoptic maps with "
+        "their json; the config's data by default",
     )
     parser.add_argument("--backbone", metavar="NAME", help="another backbone; mmvit.list_backbones() lists them")
     parser.add_argument("--work-dir", metavar="DIR", help="where results go (work_dirs/CONFIG)")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import sys
 import warnings
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from mmvit.data.panoptic_files import (
 from mmvit.errors import UserError
 from mmvit.evaluation.streaming import unique_names
 
-_PER_PROCESS = 8  # pictures below which a further process does not pay
+_PER_PROCESS = 100  # pictures below which a further process does not pay
 
 
 class PanopticQuality:
@@ -272,6 +272,7 @@ def evaluate_panoptic(
         gt_json, pred_json: COCO panoptic files; the results need no categories.
         gt_dir, pred_dir: folders of their PNGs. None: named like the file, without ``.json``.
         processes: how many share the pictures. None: as many as there are CPUs and as pay. The result is the same, bit by bit.
+            (More than one needs a script that is guarded by ``if __name__ == "__main__":``.)
 
     Raises:
         UserError: a picture is missing, has another size, or ids and segments do not fit together; names the picture.
@@ -326,9 +327,12 @@ def _count_files(gt: PanopticFile, pred: PanopticFile, processes: int | None) ->
         job = _Job(gt, pred)
         yield from map(job, gt.positions)
         return
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
-    with context.Pool(processes, _start, (_Job(gt, pred),)) as pool:
-        yield from pool.imap(_work, gt.positions, chunksize=4)
+    context = multiprocessing.get_context("spawn")  # a forked process would inherit locks of the libraries' threads
+    with ProcessPoolExecutor(processes, context, _start, (_Job(gt, pred),)) as pool:
+        try:
+            yield from pool.map(_work, gt.positions, chunksize=4)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 class _Job:
