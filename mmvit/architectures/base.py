@@ -6,12 +6,14 @@ import logging
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch
 from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from mmvit.backbones import create_backbone, load_pretrained
 from mmvit.errors import UserError
+from mmvit.layers.reparam import deploy
 from mmvit.registry import MODELS
 
 
@@ -44,6 +46,7 @@ class Architecture(BaseModel):
         super().__init__(data_preprocessor=MODELS.build(data_preprocessor))
         backbone = dict(name=backbone) if isinstance(backbone, str) else dict(backbone)
         self.num_classes = num_classes
+        self.auxiliary_head: nn.Module | None = None  # a part that only training uses
         self.backbone_name, self.backbone_pretrained = backbone["name"], backbone_pretrained
         self.backbone = create_backbone(**{"out_strides": out_strides, **backbone})
 
@@ -67,11 +70,22 @@ class Architecture(BaseModel):
     def convert(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """A state dict with official names -> one with ours, its tables resized to this model's windows.
 
-        One that has our names already keeps them.
+        One that has our names already keeps them. An auxiliary head's weights are left out where there is none.
         """
+        if self.auxiliary_head is None:
+            state_dict = {k: v for k, v in state_dict.items() if not k.startswith("auxiliary_head.")}
         state = state_dict if has_own_names(self, state_dict) else self.rename(state_dict)
         parts, rest = split_state(state, "backbone")
         return rest | {f"backbone.{k}": v for k, v in self.backbone.fit_tables(parts["backbone"]).items()}
+
+    def deploy(self) -> Architecture:
+        """Merge normalisations and branches into convolutions, drop what only training uses, lay weights out channels-last.
+
+        In place; the outputs stay the same (1e-4) and training is no longer possible.
+        """
+        self.auxiliary_head = None
+        deploy(self)
+        return self.to(memory_format=torch.channels_last)
 
     def rename(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """A state dict with official names -> one with ours."""

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from mmvit.data.structures import DataSample
 from mmvit.errors import UserError
-from mmvit.layers.reparam import deploy
 from mmvit.losses import check_finite
+from mmvit.ops.sampling import at_least_float32
 from mmvit.registry import MODELS
 
 from .base import Architecture, split_state
@@ -97,8 +97,7 @@ class Detector(Architecture):
 
     def extract(self, inputs: Tensor) -> tuple[Tensor, ...]:
         """Images -> the pyramid's levels, in float32 also under autocast: boxes are rounded to the type of the maps."""
-        low = (torch.float16, torch.bfloat16)
-        return tuple(level.float() if level.dtype in low else level for level in self.neck(self.backbone(inputs)))
+        return tuple(at_least_float32(level) for level in self.neck(self.backbone(inputs)))
 
     def forward(self, inputs: Tensor, data_samples: list[DataSample] | None = None, mode: str = "tensor") -> Any:
         if mode == "loss":
@@ -215,7 +214,7 @@ class Detector(Architecture):
         """Merge normalisations and branches into convolutions; in place, the boxes stay (1e-4). Training ends here."""
         from mmcv.cnn.utils import fuse_conv_bn
 
-        deploy(self)
+        super().deploy()
         fuse_conv_bn(self.neck)
         if self.roi_head is not None:
             fuse_conv_bn(self.roi_head)

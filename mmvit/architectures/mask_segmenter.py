@@ -18,7 +18,6 @@ from mmvit.errors import UserError, did_you_mean
 from mmvit.heads.kmax_criterion import KMaXCriterion
 from mmvit.heads.kmax_decoder import AuxiliarySemantic, convert_auxiliary
 from mmvit.heads.mask_criterion import MaskCriterion, MaskTarget
-from mmvit.layers.reparam import deploy
 from mmvit.registry import MODELS
 
 from .base import Architecture, split_state
@@ -127,7 +126,6 @@ class MaskSegmenter(Architecture):
             dict(head, in_channels=self.neck.out_channels, mask_dim=self.neck.mask_dim, num_classes=num_classes)
         )
         self.criterion = (KMaXCriterion if arch == "kmax" else MaskCriterion)(**(criterion or {}))
-        self.auxiliary_head = None
         if arch == "kmax" and auxiliary_head is not False:
             dim = head.get("dim", 256)
             self.auxiliary_head = AuxiliarySemantic(channels[-4:], num_classes, auxiliary_head != "coarse", dim)
@@ -170,17 +168,6 @@ class MaskSegmenter(Architecture):
         if "semantic" in self.outputs:
             scores = process.semantic(scores_first=self.outputs == ("semantic",))
             sample.pred_sem_seg = PixelData(data=label_map_of(scores, classes))
-
-    def deploy(self) -> MaskSegmenter:
-        """Merge normalisations into convolutions, drop the auxiliary head; in place, the results stay (1e-4)."""
-        self.auxiliary_head = None
-        deploy(self)
-        return self.to(memory_format=torch.channels_last)
-
-    def convert(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        if self.auxiliary_head is None:  # a checkpoint's goes
-            state_dict = {k: v for k, v in state_dict.items() if not k.startswith("auxiliary_head.")}
-        return super().convert(state_dict)
 
     def rename(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Names of the official code (``backbone.``, ``sem_seg_head.pixel_decoder.``, ``sem_seg_head.predictor.``) -> ours."""

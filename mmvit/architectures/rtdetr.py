@@ -17,7 +17,6 @@ from mmvit.data.structures import DataSample
 from mmvit.errors import UserError, did_you_mean
 from mmvit.heads import select_detections
 from mmvit.heads.rtdetr_head import DecoderOutput
-from mmvit.layers.reparam import deploy
 from mmvit.losses import corners_to_centre
 from mmvit.matching import Target
 from mmvit.registry import MODELS
@@ -164,9 +163,9 @@ class RTDETR(Architecture):
 
         The boxes stay the same (1e-4); training is no longer possible. Anchors and positions are cached per input size.
         """
-        deploy(self)
+        super().deploy()
         del self.head.layers[self.head.eval_layers :]
-        return self.to(memory_format=torch.channels_last)
+        return self
 
     def rename(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """A state dict of the official code (v1 or v2) or of `transformers`' RT-DETR -> one with our names."""

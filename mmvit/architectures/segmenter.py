@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from mmvit.data.structures import DataSample
 from mmvit.errors import UserError, did_you_mean
-from mmvit.layers.reparam import deploy
 from mmvit.losses import check_finite, pixel_accuracy, pixel_cross_entropy
 from mmvit.registry import MODELS
 
@@ -109,7 +108,6 @@ class Segmenter(Architecture):
             raise UserError("Segmenter needs a method, e.g. arch='upernet', or decode_head=dict(type=...).")
         self.arch, self.auxiliary_weight = arch, auxiliary_weight
         self.decode_head = build_head(head, self.backbone.feature_info, num_classes)
-        self.auxiliary_head = None
         if auxiliary_head is not False and (auxiliary or auxiliary_head):
             settings = {**(auxiliary or {}), **(auxiliary_head if isinstance(auxiliary_head, dict) else {})}
             self.auxiliary_head = build_head(settings, self.backbone.feature_info, num_classes)
@@ -198,17 +196,6 @@ class Segmenter(Architecture):
             logits.flip(-1) if flipped else logits
             for logits, flipped in zip((self.logits(view[None])[0] for view in views), sample.view_flips, strict=True)
         ]
-
-    def deploy(self) -> Segmenter:
-        """Merge normalisations and branches into convolutions, drop the auxiliary head; in place, the logits stay (1e-4)."""
-        self.auxiliary_head = None
-        deploy(self)
-        return self.to(memory_format=torch.channels_last)
-
-    def convert(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        if self.auxiliary_head is None:  # a checkpoint's goes
-            state_dict = {k: v for k, v in state_dict.items() if not k.startswith("auxiliary_head.")}
-        return super().convert(state_dict)
 
     def rename(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Names of mmsegmentation or of the papers' code (``backbone.``, ``decode_head.``, ``auxiliary_head.``) -> ours."""

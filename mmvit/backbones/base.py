@@ -60,6 +60,15 @@ class Backbone(nn.Module):
             return recomputed(stage, x)
         return stage(x)
 
+    def run_stages(self, x: Tensor, stages: Sequence[nn.Module]) -> list[Tensor]:
+        """The outputs of the chosen stages, each of which reads the output of the one before; later ones are not computed."""
+        outputs = []
+        for i, stage in enumerate(stages[: max(self.out_indices) + 1]):
+            x = self.run_stage(stage, x)
+            if i in self.out_indices:
+                outputs.append(x)
+        return outputs
+
     def train(self, mode: bool = True) -> Backbone:
         """Training or evaluation mode; batch norms whose affines are frozen keep their statistics in both."""
         super().train(mode)

@@ -160,13 +160,7 @@ class HGNetv2(Backbone):
             freeze(self.stem, *self.stages[: s["frozen_stages"]])
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        x = self.stem(x)
-        outputs = []
-        for i, stage in enumerate(self.stages[: max(self.out_indices) + 1]):
-            x = self.run_stage(stage, x)
-            if i in self.out_indices:
-                outputs.append(x)
-        return tuple(outputs)
+        return tuple(self.run_stages(self.stem(x), self.stages))
 
     def layer_depth(self, name: str) -> int:
         """Stem 0, then one step per HG block (a stage's downsampling counts with its first block)."""

@@ -150,13 +150,7 @@ class PResNet(Backbone):
             freeze(self.conv1, *self.res_layers[: s["frozen_stages"]])
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        x = F.max_pool2d(self.conv1(x), 3, 2, 1)
-        outputs = []
-        for i, stage in enumerate(self.res_layers[: max(self.out_indices) + 1]):
-            x = self.run_stage(stage, x)
-            if i in self.out_indices:
-                outputs.append(x)
-        return tuple(outputs)
+        return tuple(self.run_stages(F.max_pool2d(self.conv1(x), 3, 2, 1), self.res_layers))
 
     def layer_depth(self, name: str) -> int:
         """Stem 0, then one step per residual block."""

@@ -99,12 +99,8 @@ class ResNet(Backbone):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         x = F.max_pool2d(self.stem(x), 3, 2, 1)
-        outputs = [x] if self.with_stem else []
-        for i, stage in enumerate(self.stages[: max(self.out_indices) + 1]):
-            x = self.run_stage(stage, x)
-            if i in self.out_indices:
-                outputs.append(x)
-        return tuple(outputs)
+        stem = [x] if self.with_stem else []
+        return tuple(stem + self.run_stages(x, self.stages))
 
     def layer_depth(self, name: str) -> int:
         """Stem 0, then one step per residual block."""

@@ -89,12 +89,7 @@ class STDC(Backbone):
             freeze(self.stem, *self.stages[: max(frozen_stages - 1, 0)])
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        outputs = []
-        for i, stage in enumerate([self.stem, *self.stages][: max(self.out_indices) + 1]):
-            x = self.run_stage(stage, x)
-            if i in self.out_indices:
-                outputs.append(x)
-        return tuple(outputs)
+        return tuple(self.run_stages(x, [self.stem, *self.stages]))
 
     def layer_depth(self, name: str) -> int:
         """Stem 0, then one step per block."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from mmvit.errors import UserError
 from mmvit.losses import bce_loss, centre_to_corners, check_finite, focal_loss, iou_and_giou, varifocal_loss
 from mmvit.matching import Denoising, Match, MatchCost, Target, hungarian_match, mean_object_count
+from mmvit.ops.sampling import at_least_float32
 
 Prediction = tuple[Tensor, Tensor]  # logits (B, Q, C), centre boxes (B, Q, 4)
 
@@ -126,4 +127,4 @@ class DETRCriterion:
 
 def _full(prediction: Prediction) -> Prediction:
     """Half-precision predictions as float32."""
-    return tuple(t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in prediction)
+    return tuple(at_least_float32(t) for t in prediction)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmvit.losses import check_finite
 from mmvit.matching import Draws, TorchDraws
+from mmvit.ops.sampling import at_least_float32
 
 from .kmax_decoder import KMaXPrediction
 from .mask_criterion import MaskTarget
@@ -93,7 +94,7 @@ class KMaXCriterion:
                 losses[f"loss_{name}{suffix}"] = weight * value
         if semantic is not None:
             images = [_image(target, semantic) for target in targets]
-            losses["loss_aux_semantic"] = self.weights[4] * self.semantic_loss(_full(semantic), images, draws)
+            losses["loss_aux_semantic"] = self.weights[4] * self.semantic_loss(at_least_float32(semantic), images, draws)
         return losses
 
     def matched(self, prediction: KMaXPrediction, targets: Sequence[MaskTarget]) -> list[tuple[Tensor, Tensor]]:
@@ -105,7 +106,7 @@ class KMaXCriterion:
     def match(self, prediction: KMaXPrediction, images: Sequence[_Image]) -> list[_Match]:
         """The assignment of each image with the largest sum of mask similarity times class probability."""
         matches = []
-        for logits, masks, image in zip(_full(prediction.logits), _full(prediction.masks), images):
+        for logits, masks, image in zip(at_least_float32(prediction.logits), at_least_float32(prediction.masks), images):
             similarity, _ = _similarity(masks, image)
             probability = logits.softmax(-1)[:, image.labels]
             pairs = linear_sum_assignment(-(similarity * probability).cpu().numpy())
@@ -121,7 +122,7 @@ class KMaXCriterion:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         noise = _gumbel(draws, (len(images), prediction.masks[0, 0].numel())).to(prediction.masks.device)
         per_image = []
-        parts = (_full(x) for x in (prediction.logits, prediction.masks, prediction.features))
+        parts = (at_least_float32(x) for x in (prediction.logits, prediction.masks, prediction.features))
         for logits, masks, features, image, match, gumbel in zip(*parts, images, matches, noise):
             per_image.append(
                 (
@@ -159,10 +160,6 @@ class KMaXCriterion:
         return torch.stack(losses).mean()
 
 
-def _full(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
 def _subsample(masks: Tensor, size: tuple[int, int]) -> Tensor:
     """(n, H, W) -> (n, h, w): every k-th pixel from the first one."""
     steps = [-(-side // small) for side, small in zip(masks.shape[-2:], size)]
@@ -172,7 +169,7 @@ def _subsample(masks: Tensor, size: tuple[int, int]) -> Tensor:
 def _image(target: MaskTarget, predicted: Tensor) -> _Image:
     masks = _subsample(target.masks, predicted.shape[-2:]).flatten(1)
     seen = masks.any(1)
-    masks = masks[seen].to(_full(predicted).dtype)
+    masks = masks[seen].to(at_least_float32(predicted).dtype)
     return _Image(target.labels[seen], masks, (masks.sum(0) == 0).to(masks.dtype), (masks * masks.sum(1, keepdim=True)).sum(0))
 
 

@@ -15,6 +15,7 @@ from mmvit.layers.axial import NORM_EPS, NORM_MOMENTUM
 from mmvit.layers.conv import ConvNorm, set_batch_norms
 from mmvit.layers.drop import DropPath
 from mmvit.layers.resize import odd_resize
+from mmvit.ops.sampling import at_least_float32
 from mmvit.registry import MODELS
 
 from .query_decoder import MaskPrediction
@@ -94,8 +95,7 @@ def assigned_sums(values: Tensor, masks: Tensor) -> Tensor:
     values (B, C, h, w), masks (B, n, h, w) -> (B, C, n), in float32 or finer. No gradient reaches the assignment.
     """
     winner = masks.detach().flatten(2).argmax(1)  # (B, h*w)
-    values = values.flatten(2)
-    values = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+    values = at_least_float32(values.flatten(2))
     sums = values.new_zeros(*values.shape[:2], masks.shape[1])
     return sums.scatter_add(2, winner[:, None].expand_as(values), values)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from mmvit.losses import check_finite
 from mmvit.losses.masks import dice_loss, pairwise_bce, pairwise_dice, sample_points
 from mmvit.matching import Draws, Match, TorchDraws, mean_object_count
+from mmvit.ops.sampling import at_least_float32
 
 from .query_decoder import MaskPrediction
 
@@ -66,7 +67,7 @@ class MaskCriterion:
         check_finite(parts, image_ids)
         losses = {}
         for i, prediction in enumerate(predictions):
-            prediction = MaskPrediction(_full(prediction.logits), _full(prediction.masks))
+            prediction = MaskPrediction(at_least_float32(prediction.logits), at_least_float32(prediction.masks))
             matches = self.match(prediction, targets, draws)
             terms = (
                 self.class_loss(prediction.logits, targets, matches),
@@ -128,7 +129,3 @@ class MaskCriterion:
         chosen = candidates.gather(1, nearest[..., None].expand(-1, -1, 2))
         others = self.num_points - taken
         return torch.cat([chosen, draws.uniform((len(masks), others, 2)).to(masks.dtype)], 1) if others else chosen
-
-
-def _full(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

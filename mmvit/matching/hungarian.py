@@ -9,6 +9,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from mmvit.losses import centre_to_corners, iou_and_giou
+from mmvit.ops.sampling import at_least_float32
 
 Match = tuple[Tensor, Tensor]  # query indices, target indices of one image
 
@@ -53,8 +54,7 @@ def hungarian_match(logits: Tensor, boxes: Tensor, targets: list[Target], cost: 
     Returns:
         matches[layer][image] = (query indices ascending, target indices), each of min(Q, n) entries on the logits' device.
     """
-    if logits.dtype in (torch.float16, torch.bfloat16):
-        logits, boxes = logits.float(), boxes.float()
+    logits, boxes = at_least_float32(logits), at_least_float32(boxes)
     matches: list[list[Match]] = [[] for _ in logits]
     for image, target in enumerate(targets):
         costs = cost(logits[:, image], boxes[:, image], target).cpu().numpy()  # (layers, Q, n)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mmvit.layers.conv import ConvNorm
 from mmvit.layers.deform_attn import MSDeformAttn
 from mmvit.layers.position import sine_position_2d
+from mmvit.ops.sampling import at_least_float32
 from mmvit.registry import MODELS
 
 LEVELS = 3
@@ -124,7 +125,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         with torch.autocast(maps[0].device.type, enabled=False):
-            fine, *coarse = [x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in maps]
+            fine, *coarse = [at_least_float32(x) for x in maps]
             encoded = self.encoder(coarse[::-1])
             lateral = self.adapter_1(fine)
             top = F.interpolate(encoded[-1], lateral.shape[-2:], mode="bilinear", align_corners=False)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mmvit.layers.conv import ConvNorm
 from mmvit.layers.resize import resize
 from mmvit.layers.varying_window import PackedVaryingWindowAttention, PreScaling, branches
+from mmvit.ops.sampling import at_least_float32
 from mmvit.registry import MODELS
 
 from .msdeform_pixel_decoder import LEVELS, DeformableEncoder
@@ -130,7 +131,7 @@ class VWDeformAttnPixelDecoder(_VWPixelDecoder):
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         with torch.autocast(maps[0].device.type, enabled=False):
-            encoded = self.encoder([x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in maps[:0:-1]])
+            encoded = self.encoder([at_least_float32(x) for x in maps[:0:-1]])
         return self.mask_features(maps[0], encoded), encoded
 
     @classmethod
