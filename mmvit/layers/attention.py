@@ -43,6 +43,31 @@ def check_heads(dim: int, num_heads: int) -> None:
         raise UserError(f"{num_heads} attention heads cannot share {dim} channels: give a width that is a multiple of them.")
 
 
+class Attention(nn.Module):
+    """Multi-head self-attention of tokens, as vision transformers have it. (B, T, C) -> (B, T, C).
+
+    Rows of ``qkv``: query, key, value, each head by head.
+
+    Args:
+        dim: channels C.
+        num_heads: attention heads; divides `dim`.
+        qkv_bias, proj_bias: whether the linear layers have biases.
+    """
+
+    def __init__(self, dim: int, num_heads: int, qkv_bias: bool = True, proj_bias: bool = True):
+        super().__init__()
+        check_heads(dim, num_heads)
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim, bias=proj_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, dim = x.shape
+        query, key, value = self.qkv(x).view(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        out = F.scaled_dot_product_attention(query, key, value)  # (B, heads, T, C / heads)
+        return self.proj(out.transpose(1, 2).reshape(batch, tokens, dim))
+
+
 class SpatialReductionAttention(nn.Module):
     """Multi-head attention of every pixel to a reduced map of keys and values. (N, h, w, C) -> (N, h, w, C).
 
