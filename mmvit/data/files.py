@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import shutil
 import tempfile
@@ -67,35 +68,61 @@ def for_each(work: Callable[[Item], Result], items: Iterable[Item], what: str, p
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         results = pool.map(work, items)
         try:
-            if not progress or len(items) < _MANY:
-                yield from results
-                return
-            from rich.console import Console
-            from rich.progress import track
-
-            yield from track(results, what, total=len(items), console=Console(stderr=True))
+            yield from _with_bar(results, what, len(items)) if progress and len(items) >= _MANY else results
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 def map_processes(
-    work: Callable[[Item], Result], items: Sequence[Item], what: str, progress: bool = True, inline: int = 64, chunk: int = 8
+    work: Callable[[Item], Result],
+    items: Iterable[Item],
+    what: str,
+    progress: bool = True,
+    per_process: int = 64,
+    chunk: int = 8,
+    processes: int | None = None,
 ) -> Iterator[Result]:
-    """``work(item)`` in processes, or in this one when there are fewer items than `inline`; in their order, with a progress
-    bar on stderr.
+    """``work(item)`` in processes, or in this one when there are few items; in their order.
+
+    The processes are new ones (a forked one would inherit the locks of other threads), so a script that comes here needs the
+    guard ``if __name__ == "__main__":``.
 
     Args:
-        work: something that can be pickled.
+        work: something that can be pickled; each process gets it once.
+        what: title of the progress bar on stderr, if `progress` asks for one.
+        per_process: items for which a further process pays.
         chunk: items that a process takes at a time.
+        processes: their number; None: as many as there are CPUs and as pay.
     """
-    if len(items) < inline:
+    items = list(items)
+    if processes is None:
+        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        processes = min(cpus, len(items) // per_process)
+    if processes <= 1:
         yield from map(work, items)
         return
-    with ProcessPoolExecutor() as pool:
-        results = pool.map(work, items, chunksize=chunk)
-        if progress:
-            from rich.console import Console
-            from rich.progress import track
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start, (work,)) as pool:
+        try:
+            results = pool.map(_work, items, chunksize=chunk)
+            yield from _with_bar(results, what, len(items)) if progress else results
+        finally:
+            pool.shutdown(cancel_futures=True)
 
-            results = track(results, what, total=len(items), console=Console(stderr=True))
-        yield from results
+
+_current: Callable  # work of a process of the pool
+
+
+def _start(work: Callable) -> None:
+    global _current
+    _current = work
+
+
+def _work(item: Item) -> Result:
+    return _current(item)
+
+
+def _with_bar(results: Iterable[Result], what: str, total: int) -> Iterable[Result]:
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(results, what, total=total, console=Console(stderr=True))

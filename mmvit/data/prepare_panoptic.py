@@ -145,7 +145,7 @@ def _cityscapes_panoptic(folder: Path, target: Path, progress: bool) -> None:
     with draft_folder(maps) as draft:
         work = functools.partial(_convert_city, draft)
         content: dict[str, list] = {"images": [], "annotations": [], "categories": []}
-        for part in map_processes(work, cities, f"panoptic maps of {folder.name}", progress, inline=2, chunk=1):
+        for part in map_processes(work, cities, f"panoptic maps of {folder.name}", progress, per_process=1, chunk=1):
             content["images"] += part["images"]
             content["annotations"] += part["annotations"]
             content["categories"] = part["categories"]

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import warnings
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mmvit.data.files import map_processes
 from mmvit.data.panoptic_files import (
     PanopticFile,
     check_pixels,
@@ -286,7 +284,8 @@ def evaluate_panoptic(
             f"{gt.path} have none). Predict all pictures, if only an empty map"
         )
     total = PanopticQuality(len(categories))
-    for counts in _count_files(gt, pred, processes):
+    job = _Job(gt, pred)
+    for counts in map_processes(job, gt.positions, "matching segments", False, _PER_PROCESS, chunk=4, processes=processes):
         total.counts += counts
     return total.scores(
         [category["name"] for category in categories], [k for k, category in enumerate(categories) if category["isthing"]]
@@ -317,24 +316,6 @@ def with_labels(segments: Sequence[Mapping[str, Any]], labels: Mapping[int, int]
     return [{**segment, "label": labels[segment["category_id"]]} for segment in segments]
 
 
-def _count_files(gt: PanopticFile, pred: PanopticFile, processes: int | None) -> Iterator[np.ndarray]:
-    """The counts (4, C) of every picture, in the order of the ground truth."""
-    count = len(gt.positions)
-    if processes is None:
-        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        processes = min(cpus, count // _PER_PROCESS)
-    if processes <= 1:
-        job = _Job(gt, pred)
-        yield from map(job, gt.positions)
-        return
-    context = multiprocessing.get_context("spawn")  # a forked process would inherit locks of the libraries' threads
-    with ProcessPoolExecutor(processes, context, _start, (_Job(gt, pred),)) as pool:
-        try:
-            yield from pool.map(_work, gt.positions, chunksize=4)
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
 class _Job:
     """Counts the picture of an image id."""
 
@@ -349,15 +330,3 @@ class _Job:
             segments = with_labels(annotation["segments_info"], self.labels, f"{source.path}: image id {image_id}")
             maps += [source.read_colours(annotation), segments]
         return match_segments(*maps, len(self.labels), f"image id {image_id}").counts
-
-
-_job: _Job  # of a process of the pool
-
-
-def _start(job: _Job) -> None:
-    global _job
-    _job = job
-
-
-def _work(image_id: Hashable) -> np.ndarray:
-    return _job(image_id)

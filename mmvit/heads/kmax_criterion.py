@@ -137,12 +137,13 @@ class KMaXCriterion:
     def instance_loss(self, features: Tensor, image: _Image, gumbel: Tensor) -> Tensor:
         """Pixels of one segment should be similar, others not: features (C, P) of length 1."""
         chosen = _draw(image.area, image.void > 0, gumbel, self.num_points[0], self.temperatures[0])
-        features = features[:, chosen]
-        masks = image.masks[:, chosen]
-        same = masks.T @ masks
-        same = same / same.sum(1, keepdim=True).clamp(min=1)
-        similarity = features.T @ features / SIMILARITY_TEMPERATURE
-        return _nonzero_mean(-(same * similarity.log_softmax(1)).sum(1))
+        features, masks = features[:, chosen], image.masks[:, chosen]
+        partners = masks.T @ masks.sum(1)  # pixels of the same segment
+        # cross-entropy with targets `same / partners`: their product with the similarities is that with a mean of features
+        mean = features @ masks.T @ masks / partners.clamp(min=1)
+        agreement = (features * mean).sum(0) / SIMILARITY_TEMPERATURE
+        similarity = (features.T / SIMILARITY_TEMPERATURE) @ features
+        return _nonzero_mean((similarity.logsumexp(1) - agreement) * (partners > 0))
 
     def semantic_loss(self, logits: Tensor, images: Sequence[_Image], draws: Draws) -> Tensor:
         """Cross-entropy of the auxiliary head at drawn pixels, or at all of them; pixels of no segment do not count."""
