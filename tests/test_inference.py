@@ -24,7 +24,7 @@ from mmvit.data.shapes import write_shapes
 from mmvit.engine import assemble, load_config
 from mmvit.errors import UserError
 from mmvit.inference import Detections, Predictor, command, draw_detections, read_image
-from mmvit.inference.draw import _overlap, _Plate
+from mmvit.inference.labels import Plate, overlap
 from mmvit.inference.sources import expand
 from mmvit.weights import save_safetensors
 
@@ -455,16 +455,16 @@ def test_labels_stay_inside_and_off_each_other() -> None:
     shape, taken = (400, 600), []
     corner, middle = (0, 0, 80, 40), (300, 200, 380, 260)
     for box in (corner, (520, 0, 599, 40), (520, 360, 599, 399), corner, middle, middle):
-        plate = _Plate("person 90%", shape)
+        plate = Plate("person 90%", shape)
         plate.place(box, taken)
         x1, y1, x2, y2 = plate.rectangle
         assert 0 <= x1 < x2 <= 600 and 0 <= y1 < y2 <= 400
-        assert not any(_overlap(plate.rectangle, other) for other in taken)
+        assert not any(overlap(plate.rectangle, other) for other in taken)
         taken.append(plate.rectangle)
 
 
 def test_letters_and_lines_grow_with_the_picture() -> None:
-    assert _Plate("a", (4000, 6000)).size[1] > 2 * _Plate("a", (400, 600)).size[1]
+    assert Plate("a", (4000, 6000)).size[1] > 2 * Plate("a", (400, 600)).size[1]
 
 
 # ---- sources

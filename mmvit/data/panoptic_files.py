@@ -226,9 +226,9 @@ def write_panoptic(
     each segment, so that with `categories` it is a complete ground-truth file.
 
     Args:
-        predictions: of each picture ``dict(image_id, file_name, ids, segments_info)``: the name of the picture or of its PNG,
-            the segment id of every pixel (integers (H, W), 0 = void), and the segments, ``dict(id, category_id, ...)``; other
-            keys of a segment, such as a score, are kept.
+        predictions: of each picture ``dict(image_id, file_name, ids, segments_info)``: the name of the picture or of its PNG
+            (a ``png_name``, where given, names the PNG otherwise), the segment id of every pixel (integers (H, W), 0 = void),
+            and the segments, ``dict(id, category_id, ...)``; other keys of a segment, such as a score, are kept.
         categories: the json's ``dict(id, name, isthing, ...)``.
 
     Raises:
@@ -241,7 +241,7 @@ def write_panoptic(
         ids, name = np.asarray(prediction["ids"]), f"image id {prediction['image_id']}"
         if ids.ndim != 2 or ids.dtype.kind not in "iu":
             raise UserError(f"{name}: panoptic ids must be whole numbers (H, W), got {ids.dtype} {ids.shape}")
-        png = Path(prediction["file_name"]).with_suffix(".png")
+        png = Path(prediction.get("png_name") or prediction["file_name"]).with_suffix(".png")
         segments = _described(prediction["segments_info"], ids, name)
         (png_dir / png).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(ids_to_rgb(ids)).save(png_dir / png)

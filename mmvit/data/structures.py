@@ -6,13 +6,17 @@ from mmengine.structures import BaseDataElement, InstanceData, PixelData
 
 
 def _field(name: str, kind: type) -> property:
-    """A data field of a `BaseDataElement` that accepts values of one type only."""
+    """A data field of a `BaseDataElement` that accepts values of one type only; others are a `TypeError`."""
     private = f"_{name}"
-    return property(
-        lambda self: getattr(self, private),
-        lambda self, value: self.set_field(value, private, dtype=kind),
-        lambda self: delattr(self, private),
-    )
+
+    def put(self: BaseDataElement, value: object) -> None:
+        if not isinstance(value, kind):
+            raise TypeError(
+                f"DataSample.{name} must be {kind.__name__}, got {type(value).__name__}: wrap it in {kind.__name__}"
+            )
+        self.set_field(value, private, dtype=kind)
+
+    return property(lambda self: getattr(self, private), put, lambda self: delattr(self, private))
 
 
 class DataSample(BaseDataElement):

@@ -10,17 +10,30 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mmvit.data.images import read_image
-    from mmvit.inference.draw import draw_detections, draw_segmentation
+    from mmvit.inference.draw import draw_detections, draw_panoptic, draw_segmentation
     from mmvit.inference.predictor import Predictor
-    from mmvit.inference.results import Detections, Segmentation
+    from mmvit.inference.results import Detections, PanopticSegmentation, Segment, Segmentation
 
-__all__ = ["Detections", "Predictor", "Segmentation", "draw_detections", "draw_segmentation", "read_image"]
+__all__ = [
+    "Detections",
+    "PanopticSegmentation",
+    "Predictor",
+    "Segment",
+    "Segmentation",
+    "draw_detections",
+    "draw_panoptic",
+    "draw_segmentation",
+    "read_image",
+]
 
 _HOME = {
     "Detections": "inference.results",
+    "PanopticSegmentation": "inference.results",
     "Predictor": "inference.predictor",
+    "Segment": "inference.results",
     "Segmentation": "inference.results",
     "draw_detections": "inference.draw",
+    "draw_panoptic": "inference.draw",
     "draw_segmentation": "inference.draw",
     "read_image": "data.images",
 }

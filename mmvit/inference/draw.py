@@ -1,7 +1,8 @@
-"""Drawing detections and segmentations onto a picture."""
+"""Drawing detections, classes and segments onto a picture."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -12,13 +13,11 @@ import numpy as np
 from mmvit.data.classes import Colour, make_palette
 from mmvit.errors import UserError
 from mmvit.evaluation.legend import colourise, draw_legend
+from mmvit.inference.labels import Plate, Rectangle, letter_size
+from mmvit.inference.shades import shades
 
 if TYPE_CHECKING:
-    from mmvit.inference.results import Detections, Segmentation
-
-Rectangle = tuple[int, int, int, int]  # x1, y1, x2, y2 in pixels
-
-_FONT = cv2.FONT_HERSHEY_SIMPLEX
+    from mmvit.inference.results import Detections, PanopticSegmentation, Segmentation
 
 
 def draw_detections(
@@ -48,7 +47,7 @@ def draw_detections(
     boxes = [_inside(detections.boxes[i], canvas.shape) for i in range(len(detections))]
     middles: dict[int, tuple[int, int]] = {}  # inside the masks
     if detections.masks is not None:
-        colours = _shades(detections.labels, palette)
+        colours = shades(detections.labels, palette)
         middles = {i: _draw_mask(canvas, detections.mask(i), colours[i], opacity, thickness) for i in order}
     else:
         for i in order:
@@ -58,25 +57,13 @@ def draw_detections(
     plates = []
     for i in order[::-1]:  # the best choose their place first
         text = f"{names[detections.labels[i]]} {100 * detections.scores[i]:.0f}%"
-        plate = _Plate(text, canvas.shape)
+        plate = Plate(text, canvas.shape)
         plate.place(boxes[i], taken, middles.get(i))
         taken.append(plate.rectangle)
         plates.append((plate, colours[i]))
     for plate, colour in reversed(plates):
         plate.draw(canvas, colour)
     return canvas
-
-
-def _shades(labels: np.ndarray, palette: Sequence[Colour]) -> list[Colour]:
-    """A colour for each object: that of its class for the first one, then lighter and darker ones in turn."""
-    seen: Counter[int] = Counter()
-    shades = []
-    for label in labels.tolist():
-        number = seen[label]
-        seen[label] += 1
-        strength = 0.25 * (-(-number // 2) % 4)
-        shades.append(tuple(round(part + ((255 if number % 2 else 0) - part) * strength) for part in palette[label]))
-    return shades
 
 
 def _draw_mask(canvas: np.ndarray, mask: np.ndarray, colour: Colour, opacity: float, thickness: int) -> tuple[int, int] | None:
@@ -103,77 +90,6 @@ def _inside(box: np.ndarray, shape: Sequence[int]) -> Rectangle:
     return x1, y1, x2, y2
 
 
-class _Plate:
-    """A filled rectangle with text."""
-
-    def __init__(self, text: str, shape: Sequence[int]) -> None:
-        self.text = _printable(text)
-        self.height, self.width = shape[:2]
-        self.scale = min(max(max(shape[:2]) / 1600, 0.4), 3.0)
-        self.thickness = max(1, round(self.scale * 1.6))
-        (text_width, text_height), baseline = cv2.getTextSize(self.text, _FONT, self.scale, self.thickness)
-        self.margin = max(2, round(3 * self.scale))
-        self.baseline = baseline
-        self.size = (text_width + 2 * self.margin, text_height + baseline + 2 * self.margin)
-        self.rectangle: Rectangle = (0, 0, *self.size)
-
-    def place(self, box: Rectangle, taken: Sequence[Rectangle], middle: tuple[int, int] | None = None) -> None:
-        """Choose, of `middle` (x, y) and the corners of `box`, the first that covers no other label, else the one that covers
-        least.
-        """
-        x1, y1, x2, y2 = box
-        width, height = self.size
-        corners = [] if middle is None else [(middle[0] - width // 2, middle[1] - height // 2)]
-        corners += [
-            (x1, y1 - height),
-            (x1, y1),
-            (x2 - width, y1 - height),
-            (x1, y2),
-            (x2 - width, y2),
-            (x1, y2 - height),
-            (x2 - width, y1),
-            (x2 - width, y2 - height),
-        ]
-        rectangles = [self._shifted_inside(x, y) for x, y in corners]
-        self.rectangle = min(rectangles, key=lambda place: sum(_overlap(place, other) for other in taken))
-
-    def _shifted_inside(self, x: int, y: int) -> Rectangle:
-        x = max(0, min(x, self.width - self.size[0]))
-        y = max(0, min(y, self.height - self.size[1]))
-        return x, y, x + self.size[0], y + self.size[1]
-
-    def draw(self, canvas: np.ndarray, colour: tuple[int, int, int]) -> None:
-        x1, y1, x2, y2 = self.rectangle
-        cv2.rectangle(canvas, (x1, y1), (x2 - 1, y2 - 1), colour, cv2.FILLED)
-        cv2.putText(
-            canvas,
-            self.text,
-            (x1 + self.margin, y2 - self.margin - self.baseline),
-            _FONT,
-            self.scale,
-            _readable_on(colour),
-            self.thickness,
-            cv2.LINE_AA,
-        )
-
-
-def _printable(text: str) -> str:
-    """OpenCV's fonts have ASCII letters only."""
-    return text.encode("ascii", "replace").decode()
-
-
-def _readable_on(colour: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Black or white, by the luminance of the ground (ITU-R BT.601)."""
-    luminance = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
-    return (0, 0, 0) if luminance > 140 else (255, 255, 255)
-
-
-def _overlap(a: Rectangle, b: Rectangle) -> int:
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    return max(width, 0) * max(height, 0)
-
-
 def draw_segmentation(
     image: np.ndarray, segmentation: Segmentation, opacity: float = 0.5, legend_rows: int | None = None
 ) -> np.ndarray:
@@ -189,34 +105,107 @@ def draw_segmentation(
         uint8 (h, w, 3) RGB: the picture at its size in the upper left corner, and on white the legend, which names the classes
         that occur and their share of the picture, the largest first.
     """
-    if image.shape[:2] != segmentation.image_size:
-        raise UserError(f"a segmentation of {segmentation.image_size} (height, width) on a picture of {image.shape[:2]}")
-    if not 0 <= opacity <= 1:
-        raise UserError(f"opacity is {opacity:g}: give a number from 0 to 1")
     colours = colourise(segmentation.mask, segmentation.palette)
-    overlay = cv2.addWeighted(np.ascontiguousarray(image), 1 - opacity, colours, opacity, 0)
-    if opacity > 0:
-        _draw_borders(overlay, segmentation.mask)
-    height, width = image.shape[:2]
+    overlay = _laid_over(image, colours, segmentation.mask, opacity)
     entries = [
-        (f"{segmentation.classes[label]}  {percent(count / segmentation.mask.size)}", segmentation.palette[label])
+        (f"{short(segmentation.classes[label])}  {percent(count / segmentation.mask.size)}", segmentation.palette[label])
         for label, count in segmentation.pixels().items()
     ]
-    size = int(np.clip(max(height, width) / 55, 11, 40))  # of the letters
-    if legend_rows is not None or (width >= height and width >= 30 * size):
-        return np.concatenate([overlay, draw_legend(entries, size, width=width, rows=legend_rows)])
+    return _with_legend(overlay, entries, legend_rows)
+
+
+def draw_panoptic(
+    image: np.ndarray, found: PanopticSegmentation, opacity: float = 0.5, legend_rows: int | None = None
+) -> np.ndarray:
+    """Lay the segments over a picture, with thin borders between them, names in them and a legend beside or below it.
+
+    Args:
+        image: uint8 (H, W, 3) RGB, of the size of the segmentation; not changed.
+        opacity: 0 shows the picture alone with the names, 1 the colours alone.
+        legend_rows: see `draw_segmentation`.
+
+    Returns:
+        uint8 (h, w, 3) RGB: the picture at its size in the upper left corner, and on white the legend. Stuff has the colour of
+        its class, as has the first object of a class; the others have shades of it. Pixels without a segment show the picture.
+        A name stands in the middle of its segment, where there is room for it; the legend names all classes with the number of
+        objects and their share of the picture, the largest first.
+    """
+    positions = found.positions()
+    colours = shades((segment.label for segment in found.segments), found.palette)
+    table = np.array([*colours, (0, 0, 0)], np.uint8)
+    overlay = _laid_over(image, table[positions], positions, opacity, none=len(found))
+    _draw_names(overlay, found, positions)
+    return _with_legend(overlay, _panoptic_legend(found), legend_rows)
+
+
+def _draw_names(canvas: np.ndarray, found: PanopticSegmentation, positions: np.ndarray) -> None:
+    """Write the class of each segment into it where it has room, in place; the largest segments choose first."""
+    taken: list[Rectangle] = []
+    size = letter_size(canvas.shape)
+    sizes = sorted({size, max(11, round(0.75 * size))}, reverse=True)
+    for index in sorted(range(len(found)), key=lambda i: -found.segments[i].area):
+        x1, y1, x2, y2 = found.boxes[index].tolist()
+        mask = positions[y1:y2, x1:x2] == index
+        plates = (Plate(short(found.segments[index].name), canvas.shape, letters) for letters in sizes)
+        plate = next((plate for plate in plates if plate.place_within(mask, (x1, y1), taken)), None)
+        if plate is not None:
+            plate.draw_dark(canvas)
+            taken.append(plate.rectangle)
+
+
+def _panoptic_legend(found: PanopticSegmentation) -> list[tuple[str, Colour]]:
+    """Each class with the number of its objects and its share of the picture."""
+    count = Counter(segment.label for segment in found.segments if segment.isthing)
+    entries = []
+    for label, pixels in found.pixels().items():
+        many = f" ×{count[label]}" if count[label] > 1 else ""
+        entries.append((f"{short(found.classes[label])}{many}  {percent(pixels / found.ids.size)}", found.palette[label]))
+    if found.void:
+        entries.append((f"no segment  {percent(found.void / found.ids.size)}", (255, 255, 255)))
+    return entries
+
+
+def short(name: str) -> str:
+    """A class name without the endings by which COCO marks how it was made: ``sky`` for ``sky-other-merged``."""
+    return re.sub(r"(-other)?(-merged|-stuff|-other)$", "", name)
+
+
+def _laid_over(
+    image: np.ndarray, colours: np.ndarray, regions: np.ndarray, opacity: float, none: int | None = None
+) -> np.ndarray:
+    """Colours (H, W, 3) over a picture, with borders between its `regions` (H, W); the region `none` stays uncovered."""
+    if image.shape[:2] != regions.shape:
+        raise UserError(f"a segmentation of {regions.shape} (height, width) on a picture of {image.shape[:2]}")
+    if not 0 <= opacity <= 1:
+        raise UserError(f"opacity is {opacity:g}: give a number from 0 to 1")
+    overlay = cv2.addWeighted(np.ascontiguousarray(image), 1 - opacity, colours, opacity, 0)
+    if none is not None:
+        np.copyto(overlay, image, where=(regions == none)[..., None])
+    if opacity > 0:
+        _draw_borders(overlay, regions)
+    return overlay
+
+
+def _with_legend(overlay: np.ndarray, entries: Sequence[tuple[str, Colour]], rows: int | None) -> np.ndarray:
+    """The picture with a legend below it, of exactly so many `rows`, or where it suits."""
+    height, width = overlay.shape[:2]
+    size = letter_size(overlay.shape)
+    if rows is not None or (width >= height and width >= 30 * size):
+        return np.concatenate([overlay, draw_legend(entries, size, width=width, rows=rows)])
     return _beside(overlay, draw_legend(entries, size, height=max(height, 12 * size)))
 
 
-def _draw_borders(overlay: np.ndarray, mask: np.ndarray) -> None:
-    """White lines where two classes meet; in place. Lines grow with the picture."""
-    border = np.zeros(mask.shape, bool)
-    border[:, 1:] |= mask[:, 1:] != mask[:, :-1]
-    border[1:] |= mask[1:] != mask[:-1]
-    thickness = max(1, round(max(mask.shape) / 1000))
-    if thickness > 1:
-        border = cv2.dilate(border.astype(np.uint8), np.ones((thickness, thickness), np.uint8)).astype(bool)
-    overlay[border] = 255
+def _draw_borders(overlay: np.ndarray, regions: np.ndarray) -> None:
+    """White lines with a dark edge where two regions meet; in place. Lines grow with the picture."""
+    border = np.zeros(regions.shape, bool)
+    border[:, 1:] |= regions[:, 1:] != regions[:, :-1]
+    border[1:] |= regions[1:] != regions[:-1]
+    thickness = max(1, round(max(regions.shape) / 1000))
+    line, around = (
+        cv2.dilate(border.astype(np.uint8), np.ones((side, side), np.uint8)).astype(bool) for side in (thickness, 3 * thickness)
+    )
+    overlay[around] = overlay[around] // 5 * 3
+    overlay[line] = 255
 
 
 def _beside(left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -230,4 +219,4 @@ def _beside(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 def percent(share: float) -> str:
     """A share (0..1) as people read it: ``41%``, ``0.3%``, ``<0.1%``."""
     value = 100 * share
-    return f"{value:.0f}%" if value >= 1 else f"{value:.1f}%" if value >= 0.1 else "<0.1%"
+    return f"{value:.0f}%" if value >= 0.95 else f"{value:.1f}%" if value >= 0.1 else "<0.1%"

@@ -1,18 +1,30 @@
-"""What a model finds in a picture: `Detections`, or a `Segmentation`."""
+"""What a model finds in a picture: `Detections`, a `Segmentation` or a `PanopticSegmentation`."""
 
 from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from mmvit.data.classes import COCO_CATEGORY_IDS, COCO_CLASSES, Colour, palette_for
+from mmvit.data.classes import (
+    ADE20K_CLASSES,
+    CITYSCAPES_CLASSES,
+    COCO_CATEGORY_IDS,
+    COCO_CLASSES,
+    COCO_PANOPTIC_CATEGORY_IDS,
+    COCO_PANOPTIC_CLASSES,
+    Colour,
+    palette_for,
+)
+from mmvit.data.panoptic_files import check_pixels, check_segments, segment_positions, write_panoptic
+from mmvit.errors import UserError
 
 
 @dataclass
@@ -83,8 +95,17 @@ class Detections:
         return found
 
 
+#: Category id of each class of well-known data sets, as their prepared annotation files have them.
+_CATEGORY_IDS = {
+    COCO_CLASSES: COCO_CATEGORY_IDS,
+    COCO_PANOPTIC_CLASSES: COCO_PANOPTIC_CATEGORY_IDS,
+    ADE20K_CLASSES: tuple(range(len(ADE20K_CLASSES))),
+    CITYSCAPES_CLASSES: tuple(range(len(CITYSCAPES_CLASSES))),
+}
+
+
 def _category_ids(classes: Sequence[str]) -> tuple[int, ...]:
-    return COCO_CATEGORY_IDS if tuple(classes) == COCO_CLASSES else tuple(range(1, len(classes) + 1))
+    return _CATEGORY_IDS.get(tuple(classes)) or tuple(range(1, len(classes) + 1))
 
 
 @dataclass
@@ -144,3 +165,176 @@ class Segmentation:
     def save_index(self, path: str | os.PathLike[str]) -> None:
         """Write `index_png` to `path`."""
         Path(path).write_bytes(self.index_png())
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A segment of a `PanopticSegmentation`.
+
+    Attributes:
+        id: its number in the map.
+        label: position of its class in ``classes``.
+        name: name of its class.
+        isthing: whether it is one object of its class (a car); else it is all that there is of the class (the sky).
+        score: from 0 to 1; None where none is known, as in annotations.
+        area: its pixels.
+    """
+
+    id: int
+    label: int
+    name: str
+    isthing: bool
+    score: float | None
+    area: int
+
+
+@dataclass
+class PanopticSegmentation:
+    """The segment of every pixel of one picture: objects one by one, and regions of what is not counted.
+
+    Attributes:
+        ids: unsigned integers (H, W) at the size of the original picture: the segment of each pixel, 0 where there is none.
+        segments: every segment of the map, in the model's order.
+        classes: names of all classes that the model knows.
+        things: positions in `classes` of those whose objects are told apart.
+        palette: RGB colour of each class; see `palette_for` where none is given.
+        cat_ids: category id of each class in the annotation files; those of COCO, ADE20K or Cityscapes where `classes` are
+            theirs, else 1, 2, 3 ...
+    """
+
+    ids: np.ndarray = field(repr=False)
+    segments: tuple[Segment, ...]
+    classes: tuple[str, ...]
+    things: tuple[int, ...]
+    palette: tuple[Colour, ...] = field(default=(), repr=False)
+    cat_ids: tuple[int, ...] = field(default=(), repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        ids: np.ndarray,
+        segments_info: Sequence[Mapping[str, Any]],
+        classes: Sequence[str],
+        things: Iterable[int],
+        palette: Sequence[Colour] = (),
+        cat_ids: Sequence[int] = (),
+        name: str = "panoptic segmentation",
+    ) -> PanopticSegmentation:
+        """From a map of ids, integers (H, W), and ``dict(id, label, score)`` of each segment (the score may be missing).
+
+        Raises:
+            UserError: ids and segments do not fit together, or a label is no class; begins with `name`.
+        """
+        known = check_segments(segments_info, name)
+        labels = [int(segment["label"]) for segment in segments_info]
+        for segment_id, label in zip(known.tolist(), labels):
+            if not 0 <= label < len(classes):
+                raise UserError(f"{name}: segment {segment_id} has label {label}, but there are {len(classes)} classes")
+        present, pixels = np.unique(ids, return_counts=True)
+        area_of = dict(zip(present.tolist(), pixels.tolist()))
+        areas = [area_of.get(segment_id, 0) for segment_id in known.tolist()]
+        check_pixels(np.array(areas), present[segment_positions(present, known) > len(known)], known, name)
+        counted = frozenset(things)
+        segments = tuple(
+            Segment(segment_id, label, classes[label], label in counted, _score(segment), area)
+            for segment_id, label, area, segment in zip(known.tolist(), labels, areas, segments_info)
+        )
+        small = ids.astype(np.min_scalar_type(int(present[-1])), copy=False)
+        return cls(small, segments, tuple(classes), tuple(sorted(counted)), tuple(palette), tuple(cat_ids))
+
+    def __post_init__(self) -> None:
+        self.palette = tuple(self.palette) or tuple(palette_for(self.classes))
+        self.cat_ids = tuple(self.cat_ids) or _category_ids(self.classes)
+
+    def __len__(self) -> int:
+        return len(self.segments)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of the original picture."""
+        return self.ids.shape
+
+    @property
+    def names(self) -> list[str]:
+        """Class name of each segment."""
+        return [segment.name for segment in self.segments]
+
+    @property
+    def void(self) -> int:
+        """Pixels without a segment."""
+        return self.ids.size - sum(segment.area for segment in self.segments)
+
+    def mask(self, segment_id: int) -> np.ndarray:
+        """The pixels of a segment, bool (H, W)."""
+        return self.ids == segment_id
+
+    def positions(self) -> np.ndarray:
+        """The position in `segments` of every pixel's segment, int64 (H, W); ``len(segments)`` where there is none."""
+        return segment_positions(self.ids, np.array([segment.id for segment in self.segments], np.int64))
+
+    @cached_property
+    def boxes(self) -> np.ndarray:
+        """The box around each segment, int64 (k, 4), x1 y1 x2 y2 in pixels."""
+        from scipy.ndimage import find_objects
+
+        slices = find_objects(self.positions() + 1)[: len(self.segments)]  # what follows is void
+        found = [(columns.start, rows.start, columns.stop, rows.stop) for rows, columns in slices]
+        return np.array(found, np.int64).reshape(-1, 4)
+
+    def pixels(self) -> dict[int, int]:
+        """Number of pixels of each class that occurs, by position in `classes`, the largest first."""
+        counts: dict[int, int] = {}
+        for segment in self.segments:
+            counts[segment.label] = counts.get(segment.label, 0) + segment.area
+        return dict(sorted(counts.items(), key=lambda item: -item[1]))
+
+    def categories(self) -> list[dict[str, Any]]:
+        """The classes as COCO panoptic files list them: ``dict(id, name, isthing, color)``."""
+        return [
+            {"id": int(cat_id), "name": name, "isthing": int(label in self.things), "color": list(colour)}
+            for label, (cat_id, name, colour) in enumerate(zip(self.cat_ids, self.classes, self.palette))
+        ]
+
+    def to_coco(self, image_id: int | str, file_name: str) -> dict[str, Any]:
+        """What `mmvit.evaluation.write_panoptic` takes of a picture: ``image_id, file_name, ids`` and the segments as
+        ``dict(id, category_id, score)``.
+        """
+        segments = [
+            {"id": segment.id, "category_id": int(self.cat_ids[segment.label])}
+            | ({} if segment.score is None else {"score": segment.score})
+            for segment in self.segments
+        ]
+        return {"image_id": image_id, "file_name": file_name, "ids": self.ids, "segments_info": segments}
+
+    def to_dict(self) -> dict[str, Any]:
+        """``height``, ``width`` and ``segments``: ``dict(id, category_id, category_name, isthing, area, bbox, score)`` of each,
+        the box as x, y, width, height.
+        """
+        height, width = self.image_size
+        segments = [
+            {
+                "id": segment.id,
+                "category_id": int(self.cat_ids[segment.label]),
+                "category_name": segment.name,
+                "isthing": int(segment.isthing),
+                "area": segment.area,
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "score": segment.score,
+            }
+            for segment, (x1, y1, x2, y2) in zip(self.segments, self.boxes.tolist())
+        ]
+        return {"height": height, "width": width, "segments": segments}
+
+    def save(self, json_path: str | os.PathLike[str], image_id: int | str = 1, file_name: str = "image.jpg") -> None:
+        """Write a COCO panoptic json of this picture, and a folder of the same name with the PNG whose colours are the ids
+        (R + 256 G + 65536 B).
+
+        Args:
+            image_id, file_name: the picture's; the PNG is named like it.
+        """
+        json_path = Path(json_path)
+        write_panoptic(json_path.with_suffix(""), json_path, [self.to_coco(image_id, file_name)], self.categories())
+
+
+def _score(segment: Mapping[str, Any]) -> float | None:
+    return None if segment.get("score") is None else round(float(segment["score"]), 6)
