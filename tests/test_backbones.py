@@ -2,17 +2,18 @@
 
 import copy
 import inspect
+import random
 import urllib.request
 
 import pytest
 import torch
 
-from mmvit.backbones import PVT, ConvNeXt, create_backbone, find_backbone, list_backbones
+from mmvit.backbones import create_backbone, find_backbone, list_backbones
 from mmvit.check_golden import fill_values
 from mmvit.errors import UserError
+from mmvit.layers.reparam import deploy
 
 DEBUG = list_backbones("*_debug")
-FLOORED = (ConvNeXt, PVT)  # their maps drop the pixels that fill no patch; those of the others round up
 
 
 def test_names():
@@ -28,27 +29,29 @@ def test_names():
     for name, width in (("mit_debug", dict(dims=(8, 16, 21, 32))), ("swin_debug", dict(num_heads=(3, 2, 2, 4)))):
         with pytest.raises(UserError, match="heads cannot share"):
             create_backbone(name, **width)
-    with pytest.raises(UserError, match="no stage of stride 64"):
-        create_backbone("mit_debug", out_strides=(4, 64))
+    with pytest.raises(UserError, match="No map of stride 24 can be made from strides 4, 8, 16, 32"):
+        create_backbone("mit_debug", out_strides=(4, 24))
 
 
 @pytest.mark.parametrize("name", DEBUG)
 @pytest.mark.parametrize("size", [(64, 64), (32, 32), (45, 71)])
 def test_feature_info_is_true(name, size):
-    model = create_backbone(name, out_indices=(0, 1, 2, 3)).eval()
+    model = create_with(name).eval()
     x = torch.rand(2, 3, *size)
     maps = model(x)
-    assert len(maps) == len(model.feature_info) == 4
+    assert len(maps) == len(model.feature_info) == len(model.strides)
+    assert tuple(stride for _, stride in model.feature_info) == model.strides
     for feature, (channels, stride) in zip(maps, model.feature_info):
-        sides = [side // stride if isinstance(model, FLOORED) else -(-side // stride) for side in size]
+        sides = [model.map_side(side, stride) for side in size]
         assert feature.shape == (2, channels, *sides)
-    torch.testing.assert_close(model(x)[3], maps[3], rtol=0, atol=0)
-    torch.testing.assert_close(create_like(name, model)(x)[0], maps[2])
+    torch.testing.assert_close(model(x)[-1], maps[-1], rtol=0, atol=0)
+    for got, want in zip(create_like(name, model)(x), maps[-2:], strict=True):
+        torch.testing.assert_close(got, want)
 
 
 def create_like(name, model):
-    """A copy of `model` that returns the last two stages; it lacks nothing but norms of the other two."""
-    other = create_backbone(name, out_indices=(2, 3)).eval()
+    """A copy of `model` that returns the last two stages; it lacks nothing but norms of the others."""
+    other = create_backbone(name, out_indices=range(len(model.strides))[-2:]).eval()
     known = other.state_dict()
     assert all(model.layer_depth(key) == model.num_layers + 1 for key, _ in model.named_parameters() if key not in known)
     other.load_state_dict({key: value for key, value in model.state_dict().items() if key in known})
@@ -58,8 +61,8 @@ def create_like(name, model):
 @pytest.mark.parametrize("name", DEBUG)
 def test_gradients_reach_every_parameter_and_checkpointing_changes_nothing(name):
     gradients, states = [], []
-    model = create_with(name, fade_steps=2).train()
-    x = torch.rand(2, 3, 64, 64)
+    model = wake(create_with(name, fade_steps=2)).train()
+    x = image(2, model)
     model(x)  # norms that fade have two parts from the second step on
     state = copy.deepcopy(model.state_dict())
     for with_cp in (False, True):
@@ -78,12 +81,21 @@ def test_gradients_reach_every_parameter_and_checkpointing_changes_nothing(name)
     assert all(torch.equal(states[0][key], states[1][key]) for key in counted)
 
 
+def wake(model):
+    """Small random numbers in the weights that start as zeros, as training makes them: zeros stop the gradients before them."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if not parameter.any() and not name.endswith("bias"):
+                parameter.normal_(0, 0.1)
+    return model
+
+
 def stage_parameters(model):
     """For each stage, the names of the parameters that its output depends on in training and no earlier output does."""
     model.train()
     names, parameters = zip(*model.named_parameters())
     stages, seen = [], set()
-    for output in model(torch.rand(2, 3, 64, 64)):
+    for output in model(image(2, model)):
         gradients = torch.autograd.grad(output.sum(), parameters, retain_graph=True, allow_unused=True)
         reached = {name for name, gradient in zip(names, gradients) if gradient is not None}
         stages.append(reached - seen)
@@ -92,14 +104,21 @@ def stage_parameters(model):
     return stages
 
 
+def image(batch, model):
+    """Random images whose coarsest map is at least 2x2: batch norms need some pixels."""
+    side = max(64, 2 * max(model.strides))
+    return torch.rand(batch, 3, side, side)
+
+
 def arguments(name):
     """The names of the constructor arguments of a backbone."""
     return {key for cls in find_backbone(name)[0].__mro__[:-1] for key in inspect.signature(cls.__init__).parameters}
 
 
 def create_with(name, **settings):
-    """A backbone with those of `settings` that its family has."""
-    return create_backbone(name, out_indices=(0, 1, 2, 3), **{k: v for k, v in settings.items() if k in arguments(name)})
+    """A backbone that returns all its stages, with those of `settings` that its family has."""
+    stages = range(len(find_backbone(name)[0].strides))
+    return create_backbone(name, out_indices=stages, **{k: v for k, v in settings.items() if k in arguments(name)})
 
 
 def is_frozen(module):
@@ -111,26 +130,33 @@ def test_frozen_stages_and_norms(name):
     whole = create_with(name)
     stages = stage_parameters(whole)
     ends = {n for n, _ in whole.named_parameters() if whole.layer_depth(n) > whole.num_layers}
+    few = min(2, len(stages)) if whole.sequential else 0  # outputs that depend on frozen parameters only
     for frozen, expected in (
         (-1, set()),
-        (0, {n for n in stages[0] if whole.layer_depth(n) == 0}),
-        (2, stages[0] | stages[1]),
+        (0, {n for n in set().union(*stages) if whole.layer_depth(n) == 0}),
+        (2, set().union(*stages[:2]) if whole.sequential else up_to_depth_of_half(whole)),
     ):
         model = create_with(name, frozen_stages=frozen, freeze_norm=True, drop_path_rate=0.9).train()
         names = {n for n, _ in model.named_parameters()}  # frozen norms have none
         found = {n for n, p in model.named_parameters() if not p.requires_grad}
-        merging = {n for n in stages[max(frozen, 0)] if ".downsample." in n}  # Swin's is a part of the stage before it
+        following = stages[max(frozen, 0)] if max(frozen, 0) < len(stages) else ()
+        merging = {n for n in following if ".downsample." in n}  # Swin's is a part of the stage before it
         assert (expected - ends) & names <= found <= expected | merging
     assert all(p.requires_grad for n, p in model.named_parameters() if n in ends)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    x = torch.rand(8, 3, 64, 64)
+    x = image(8, model)
     trained, evaluated = model(x), model.eval()(x)
     fixed = {f"{n}.{k}" for n, m in model.named_modules() if n and is_frozen(m) for k in m.state_dict()}
     if "freeze_norm" in arguments(name):
         fixed = set(before)
     assert all(torch.equal(before[k], model.state_dict()[k]) for k in fixed)
-    for got, want in zip(trained[:2], evaluated[:2]):
+    for got, want in zip(trained[:few], evaluated[:few]):
         torch.testing.assert_close(got, want)
+
+
+def up_to_depth_of_half(model):
+    """What two of four frozen stages are where every output depends on all of the network: the first half of the depth."""
+    return {n for n, _ in model.named_parameters() if model.layer_depth(n) <= model.num_layers // 2}
 
 
 @pytest.mark.parametrize("name", DEBUG)
@@ -146,7 +172,8 @@ def test_depth_grows_from_stem_to_last_block(name):
     assert depths == sorted(depths) and depths[0] == 0
     every = [{model.layer_depth(n) for n in stage} - {model.num_layers + 1} for stage in stages]
     assert set.union(*every) == set(range(model.num_layers + 1))
-    assert all(max(before) < min(after) for before, after in zip(every, every[1:]))
+    if model.sequential:
+        assert all(max(before) < min(after) for before, after in zip(every, every[1:]))
 
 
 @pytest.mark.parametrize("name", DEBUG)
@@ -154,6 +181,50 @@ def test_weight_decay_is_refused_to_known_parameters_only(name):
     model = create_with(name)
     names = {n for n, _ in model.named_parameters()}
     assert model.no_weight_decay() <= names and model.dense_only() <= set(model.state_dict())
+
+
+@pytest.mark.parametrize("name", DEBUG)
+def test_state_dict_round_trip_and_determinism(name):
+    """The state dict is all that a network needs, and evaluation neither draws random numbers nor depends on them."""
+    model, other = create_with(name).eval(), create_with(name).eval()
+    other.load_state_dict(copy.deepcopy(model.state_dict()))
+    assert sum(p.numel() for p in model.parameters()) < 150_000
+    x = torch.rand(2, 3, 72, 56)
+    torch.manual_seed(1)
+    drawn = torch.get_rng_state(), random.getstate()
+    maps = model(x)
+    assert torch.equal(torch.get_rng_state(), drawn[0]) and random.getstate() == drawn[1]
+    torch.manual_seed(2)
+    for again in (model(x), other(x)):
+        for got, want in zip(again, maps, strict=True):
+            torch.testing.assert_close(got, want, rtol=0, atol=0)
+    torch.testing.assert_close(model(x[:1])[-1], maps[-1][:1], rtol=1e-4, atol=1e-5)
+
+
+def stir(model):
+    """Random statistics and affines in all batch norms, and no weights of zeros: as training leaves them."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(getattr(module, "running_var", None), torch.Tensor):
+                module.running_mean.normal_(0, 0.2, generator=generator)
+                module.running_var.uniform_(0.5, 2, generator=generator)
+                if module.weight is not None:
+                    module.weight.uniform_(0.5, 1.5, generator=generator)
+                    module.bias.normal_(0, 0.2, generator=generator)
+    return wake(model)
+
+
+@pytest.mark.parametrize("name", DEBUG)
+def test_deployed_network_computes_the_same(name):
+    model = stir(create_with(name)).eval()
+    merged = deploy(copy.deepcopy(model))
+    assert not any(p.requires_grad for p in merged.parameters())
+    for size in ((64, 64), (45, 71)):
+        x = torch.rand(2, 3, *size)
+        with torch.no_grad():
+            for got, want in zip(merged(x), model(x), strict=True):
+                assert (got - want).abs().max() <= 1e-4 * want.abs().max()
 
 
 def test_position_embeddings_and_layer_scales_have_no_weight_decay():

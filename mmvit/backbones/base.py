@@ -28,8 +28,16 @@ class Backbone(nn.Module):
 
     family: ClassVar[str]
     variants: ClassVar[dict[str, dict[str, Any]]]
+    #: Other published names of variants -> names of `variants`.
+    aliases: ClassVar[dict[str, str]] = {}
     #: Strides of all stages, by which `create_backbone` finds the stages that a head asks for.
     strides: ClassVar[tuple[int, ...]] = (4, 8, 16, 32)
+    #: Whether maps drop the pixels that fill no patch: floor(H / s) in place of ceil(H / s).
+    rounds_down: ClassVar[bool] = False
+    #: Whether the output of a stage depends on the parameters of this and earlier stages only.
+    sequential: ClassVar[bool] = True
+    #: Whether batch norms use their running statistics also in training; a constructor may set it, and then calls `train`.
+    norm_eval: bool = False
     #: Depth of the last block, see `layer_depth`; set by the constructor.
     num_layers: int
 
@@ -54,11 +62,16 @@ class Backbone(nn.Module):
             raise UserError(f"{type(self).__name__}: out_indices {self.out_indices} must name stages 0 to {len(channels) - 1}.")
         self.feature_info = [(channels[i], strides[i]) for i in self.out_indices]
 
-    def run_stage(self, stage: nn.Module, x: Tensor) -> Tensor:
-        """`stage(x)`, recomputed in the backward pass when `with_cp` is set."""
+    @classmethod
+    def map_side(cls, side: int, stride: int) -> int:
+        """The side of the map of `stride` of an image whose side is `side` >= 32."""
+        return max(side // stride, 1) if cls.rounds_down else -(-side // stride)
+
+    def run_stage(self, stage: nn.Module, *inputs: Any) -> Any:
+        """`stage(*inputs)`, recomputed in the backward pass when `with_cp` is set."""
         if self.with_cp and self.training and torch.is_grad_enabled():
-            return recomputed(stage, x)
-        return stage(x)
+            return recomputed(stage, *inputs)
+        return stage(*inputs)
 
     def run_stages(self, x: Tensor, stages: Sequence[nn.Module]) -> list[Tensor]:
         """The outputs of the chosen stages, each of which reads the output of the one before; later ones are not computed."""
@@ -70,10 +83,12 @@ class Backbone(nn.Module):
         return outputs
 
     def train(self, mode: bool = True) -> Backbone:
-        """Training or evaluation mode; batch norms whose affines are frozen keep their statistics in both."""
+        """Training or evaluation mode; frozen batch norms (with `norm_eval`: all) keep their statistics in both."""
         super().train(mode)
         for module in self.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine and not module.weight.requires_grad:
+            if not isinstance(module, nn.modules.batchnorm._BatchNorm):
+                continue
+            if self.norm_eval or (module.affine and not module.weight.requires_grad):
                 module.eval()
         return self
 
@@ -83,7 +98,10 @@ class Backbone(nn.Module):
         0 is the stem, `num_layers` the last block, and ``num_layers + 1`` what follows it (norms of the outputs), which learns
         at the full rate, as heads do.
         """
-        raise NotImplementedError
+        raise UserError(
+            f"{type(self).__name__} has no layer depths, which layer-wise learning-rate decay needs: "
+            "define `num_layers` and `layer_depth`."
+        )
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters without weight decay, besides norms and biases."""
@@ -137,7 +155,8 @@ def list_backbones(pattern: str = "*") -> list[str]:
 def find_backbone(name: str) -> tuple[type[Backbone], str]:
     """The class and the variant of backbone `name` (``<family>_<variant>``; underscores and case do not matter)."""
     table = _table()
-    plain = {key.replace("_", "").lower(): value for key, value in table.items()}
+    names = {f"{cls.family}_{alias}": (cls, arch) for cls, _ in table.values() for alias, arch in cls.aliases.items()}
+    plain = {key.replace("_", "").lower(): value for key, value in (names | table).items()}
     found = plain.get(name.replace("_", "").lower())
     if found is None:
         raise UserError(
@@ -159,7 +178,8 @@ def create_backbone(
     Args:
         name: ``<family>_<variant>``, see `list_backbones`.
         out_indices: the stages to return, coarse last; the family's default if None.
-        out_strides: the stages to return by their strides, in place of `out_indices`.
+        out_strides: the strides of the maps to return, in place of `out_indices`. Where the backbone has no stage of a
+            stride, the result is a `Pyramid` around it.
         pretrained: True loads the published weights (downloaded once), a string a file with official names.
         settings: override the variant's constructor arguments.
 
@@ -168,17 +188,19 @@ def create_backbone(
     """
     cls, arch = find_backbone(name)
     if out_strides is not None and out_indices is None:
-        absent = [stride for stride in out_strides if stride not in cls.strides]
-        if absent:
-            raise UserError(
-                f"Backbone {name!r} has no stage of stride {', '.join(map(str, absent))}; its strides are {cls.strides}."
-            )
-        out_indices = [cls.strides.index(stride) for stride in out_strides]
-    if out_indices is not None:
-        settings["out_indices"] = out_indices
-    backbone = cls(arch=arch, **settings)
+        if not set(out_strides) <= set(cls.strides):
+            from .pyramid import Pyramid
+
+            backbone: Backbone = Pyramid(lambda stages: cls(arch=arch, out_indices=stages, **settings), cls, out_strides)
+        else:
+            last = {stride: i for i, stride in enumerate(cls.strides)}
+            backbone = cls(arch=arch, out_indices=[last[stride] for stride in out_strides], **settings)
+    else:
+        if out_indices is not None:
+            settings["out_indices"] = out_indices
+        backbone = cls(arch=arch, **settings)
     if pretrained:
-        load_pretrained(backbone, name if pretrained is True else pretrained)
+        load_pretrained(backbone, f"{cls.family}_{arch}" if pretrained is True else pretrained)
     return backbone
 
 
@@ -193,8 +215,9 @@ def load_pretrained(backbone: Backbone, source: str) -> None:
     missing = [k for k in ours if k not in state and k not in optional and not k.endswith("num_batches_tracked")]
     wrong = [k for k in ours if k in state and state[k].shape != ours[k].shape]
     if missing or wrong:
+        network = type(getattr(backbone, "inner", backbone)).__name__
         raise UserError(
-            f"The weights of {source!r} do not fit {type(backbone).__name__}: {len(missing)} keys are missing and "
+            f"The weights of {source!r} do not fit {network}: {len(missing)} keys are missing and "
             f"{len(wrong)} have another shape (first: {(missing + wrong)[0]!r}). Name weights of the same variant."
         )
     backbone.load_state_dict({k: v for k, v in state.items() if k in ours}, strict=False)

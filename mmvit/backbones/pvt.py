@@ -183,6 +183,7 @@ class PVT(PyramidTransformer):
     """
 
     family = "pvt"
+    rounds_down = True
     patches = DISJOINT
     stage_norm = False
     #: Side of the images whose maps the position embeddings have the size of.

@@ -118,9 +118,9 @@ class Stage(nn.Module):
 class Swin(Backbone):
     """Swin Transformer (v1). (N, 3, H, W) -> maps of stride 4, 8, 16, 32; sides are padded and rounded up at every halving.
 
-    A subclass exchanges parts by overriding `make_norm` and `make_attention`. Every second block is shifted, also where one
-    window covers the map, as in the papers' dense networks (their classifier does not shift there). Inside, maps are
-    (N, h, w, C).
+    A subclass exchanges parts by overriding `make_norm`, `make_attention` or `make_block_attention`. Every second block is
+    shifted, also where one window covers the map, as in the papers' dense networks (their classifier does not shift there).
+    Inside, maps are (N, h, w, C).
 
     Args:
         arch: a name of `variants`; the following arguments override it.
@@ -174,7 +174,7 @@ class Swin(Backbone):
             blocks = [
                 PreNormBlock(
                     self.make_norm(width),
-                    self.make_attention(i, width, heads, side, j % 2 == 1),
+                    self.make_block_attention(i, j, width, heads, side),
                     self.make_norm(width),
                     FeedForward(width, int(width * s["mlp_ratio"])),
                     rate,
@@ -193,6 +193,10 @@ class Swin(Backbone):
     def make_norm(self, dim: int) -> nn.Module:
         """A norm inside the network, over the last of (N, ..., dim)."""
         return nn.LayerNorm(dim)
+
+    def make_block_attention(self, stage: int, block: int, dim: int, num_heads: int, window: int) -> nn.Module:
+        """`make_attention` for block number `block` of a stage: every second one is shifted."""
+        return self.make_attention(stage, dim, num_heads, window, block % 2 == 1)
 
     def make_attention(self, stage: int, dim: int, num_heads: int, window: int, shifted: bool) -> nn.Module:
         """The attention of a block of stage 0 to 3: (N, h, w, dim) -> (N, h, w, dim)."""

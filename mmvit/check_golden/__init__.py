@@ -16,6 +16,9 @@ from typing import Any
 
 from mmvit.errors import UserError
 
+from .backbones_hybrid import check_iformer, check_nextvit
+from .backbones_pooling import check_metaformer
+from .backbones_vit import check_vit
 from .core import Report, check_backbone, check_network, fill_image, fill_values, probe_index
 from .masks import (
     check_axial_block,
@@ -50,6 +53,10 @@ CHECKS: list[tuple[str, Callable[[Report, dict[str, Any], str], None]]] = [
     (r"(mask2former|vwmask2former|vwdeformmask2former|kmax|pem)_\w+", check_mask_segmenter),
     (r"vw(city)?head_\w+", check_vw_head),
     (r"upernet_head_\w+", check_mmseg_heads),
+    (r"metaformer_\w+", check_metaformer),
+    (r"nextvit_\w+", check_nextvit),
+    (r"iformer_\w+", check_iformer),
+    (r"vit_(deit|large)_\w+", check_vit),
     (r"(upernet|segformer|vwformer)_\w+", check_segmenter),
 ]
 

@@ -211,6 +211,16 @@ def check_backbone(report: Report, golden: dict[str, Any], name: str) -> None:
         return dict(zip(names, model(inputs[0])))
 
     check_network(report, golden, model, model.convert, run)
+    check_parts(report, golden, model)
+
+
+def check_parts(report: Report, golden: dict[str, Any], model: Any) -> None:
+    """Compare the modules named by ``submodule_calls``, called by themselves, once the network is filled and in float64."""
+    import torch
+
+    for part, call in () if report.failures else golden.get("submodule_calls", {}).items():
+        x = torch.from_numpy(fill_image(call["input"]["shape"], call["input"]["seed"])).double()
+        report.output(part, model.get_submodule(part)(x), call["output"], TOLERANCE)
 
 
 def check_keys(report: Report, golden: dict[str, Any], model: Any) -> None:

@@ -49,7 +49,7 @@ def merged_conv_weights(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tenso
 
 
 def conv_from(kernel: Tensor, bias: Tensor, **settings) -> nn.Conv2d:
-    """A convolution with the given kernel (O, I/groups, k, k) and bias (O); `settings` are stride, padding, groups."""
+    """A convolution with the given kernel (O, I/groups, k, k) and bias (O); `settings`: stride, padding, dilation, groups."""
     out_channels, in_channels, *size = kernel.shape
     conv = nn.Conv2d(
         in_channels * settings.get("groups", 1), out_channels, size, **settings, device=kernel.device, dtype=kernel.dtype
@@ -70,7 +70,7 @@ def set_batch_norms(module: nn.Module, eps: float, momentum: float = 0.1) -> Non
 
 
 class ConvNorm(nn.Module):
-    """`act(norm(conv(x)))`, padding (k - 1) // 2. (N, I, H, W) -> (N, O, H/stride, W/stride).
+    """`act(norm(conv(x)))`, padding dilation * (k - 1) // 2. (N, I, H, W) -> (N, O, H/stride, W/stride).
 
     The norm is a batch norm unless another module is given as `norm`; the convolution has no bias unless `bias` is set.
     """
@@ -82,6 +82,7 @@ class ConvNorm(nn.Module):
         kernel_size: int = 1,
         stride: int = 1,
         *,
+        dilation: int = 1,
         groups: int = 1,
         act: str | None = None,
         frozen_norm: bool = False,
@@ -90,8 +91,8 @@ class ConvNorm(nn.Module):
         bias: bool = False,
     ):
         super().__init__()
-        padding = (kernel_size - 1) // 2 if padding is None else padding
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=bias)
+        padding = dilation * (kernel_size - 1) // 2 if padding is None else padding
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
         self.norm = batch_norm(out_channels, frozen_norm) if norm is None else norm
         self.act = activation(act)
 
@@ -103,10 +104,29 @@ class ConvNorm(nn.Module):
         if not isinstance(self.norm, (nn.BatchNorm2d, FrozenBatchNorm2d)):
             return
         conv = self.conv
-        self.conv = conv_from(
-            *merged_conv_weights(conv, self.norm), stride=conv.stride, padding=conv.padding, groups=conv.groups
-        )
+        settings = dict(stride=conv.stride, padding=conv.padding, dilation=conv.dilation, groups=conv.groups)
+        self.conv = conv_from(*merged_conv_weights(conv, self.norm), **settings)
         self.norm = nn.Identity()
+
+
+class ResidualDepthwise(ConvNorm):
+    """`x + norm(conv(x))` with a depthwise convolution, one convolution after `merge`. (N, C, H, W) -> (N, C, H, W)."""
+
+    def __init__(self, dim: int, kernel_size: int = 3):
+        super().__init__(dim, dim, kernel_size, groups=dim)
+        self.residual = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x) if self.residual else self.conv(x)
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Fold the normalisation and the shortcut into the convolution (evaluation only; see `layers.reparam.deploy`)."""
+        if self.residual:
+            super().merge()
+            centre = self.conv.kernel_size[0] // 2
+            self.conv.weight[:, :, centre, centre] += 1
+            self.residual = False
 
 
 class RepVGGBlock(nn.Module):

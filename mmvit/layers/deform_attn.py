@@ -21,16 +21,17 @@ class MSDeformAttn(nn.Module):
         num_heads: attention heads.
         num_points: points on each level.
         method: ``bilinear`` sampling or RT-DETRv2's ``discrete`` one (nearest pixel; the offsets are frozen).
+        ratio: channels of the sampled values over `dim`.
     """
 
-    def __init__(self, dim: int, num_heads: int, num_points: Sequence[int], method: str = "bilinear"):
+    def __init__(self, dim: int, num_heads: int, num_points: Sequence[int], method: str = "bilinear", ratio: float = 1.0):
         super().__init__()
         self.num_heads, self.num_points, self.method = num_heads, list(num_points), method
         total = sum(num_points)
         self.sampling_offsets = nn.Linear(dim, num_heads * total * 2)
         self.attention_weights = nn.Linear(dim, num_heads * total)
-        self.value_proj = nn.Linear(dim, dim)
-        self.output_proj = nn.Linear(dim, dim)
+        self.value_proj = nn.Linear(dim, int(dim * ratio))
+        self.output_proj = nn.Linear(int(dim * ratio), dim)
         scale = torch.tensor([1 / n for n in num_points for _ in range(n)])
         self.register_buffer("point_scale", scale[:, None], persistent=False)  # (total, 1)
         self.reset_parameters()
@@ -66,7 +67,7 @@ class MSDeformAttn(nn.Module):
     def forward(self, query: Tensor, boxes: Tensor, memory: Tensor, shapes: Sequence[tuple[int, int]]) -> Tensor:
         """query (B, Q, C), boxes (B, Q, 4) normalised cxcywh or points (B, Q, 2) xy, memory (B, sum h*w, C) -> (B, Q, C)."""
         batch, length = query.shape[:2]
-        value = self.value_proj(memory).view(batch, -1, self.num_heads, memory.shape[-1] // self.num_heads)
+        value = self.value_proj(memory).view(batch, -1, self.num_heads, self.value_proj.out_features // self.num_heads)
         offsets = self.sampling_offsets(query).view(batch, length, self.num_heads, -1, 2)
         weights = self.attention_weights(query).view(batch, length, self.num_heads, -1).softmax(-1)
         # (B, Q, heads, points, 2)

@@ -37,9 +37,10 @@ def sine_position_2d(height: int, width: int, dim: int, *, device=None, dtype=No
     return torch.cat([y, x], -1).flatten(0, 1)[None].to(dtype or torch.get_default_dtype())
 
 
-def resize_grid(grid: Tensor, height: int, width: int) -> Tensor:
-    """Resize learnt positions bilinearly: (1, h, w, C) -> (1, height, width, C)."""
+def resize_grid(grid: Tensor, height: int, width: int, mode: str = "bilinear", antialias: bool = False) -> Tensor:
+    """Resize learnt positions, bilinearly or bicubically: (1, h, w, C) -> (1, height, width, C)."""
     if grid.shape[1:3] == (height, width):
         return grid
-    resized = F.interpolate(grid.permute(0, 3, 1, 2), (height, width), mode="bilinear", align_corners=False)
+    maps = grid.permute(0, 3, 1, 2)
+    resized = F.interpolate(maps, (height, width), mode=mode, align_corners=False, antialias=antialias)
     return resized.permute(0, 2, 3, 1)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
@@ -34,6 +35,6 @@ def _second_time(module: nn.Module) -> Iterator[None]:
             norm.momentum, norm.num_batches_tracked = momentum, count
 
 
-def recomputed(module: nn.Module, x: Tensor) -> Tensor:
-    """`module(x)`, keeping only `x` for the backward pass, which computes the rest again."""
-    return checkpoint(module, x, use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), _second_time(module)))
+def recomputed(module: nn.Module, *inputs: Any) -> Any:
+    """`module(*inputs)`, keeping only `inputs` for the backward pass, which computes the rest again."""
+    return checkpoint(module, *inputs, use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), _second_time(module)))

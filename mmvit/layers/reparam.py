@@ -19,6 +19,12 @@ def deploy(model: nn.Module) -> nn.Module:
     return model.requires_grad_(False)
 
 
+def batch_norm_affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Scale and shift (C) of the function ``scale * x + shift`` that a batch norm is in evaluation."""
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    return scale, norm.bias - scale * norm.running_mean
+
+
 @torch.no_grad()
 def fold_before(layer: nn.Linear | nn.Conv2d, scale: Tensor, shift: Tensor) -> None:
     """Make `layer` (without groups and padding) apply ``scale * x + shift`` (per input channel) to its input x first."""

@@ -20,14 +20,27 @@ class PatchEmbed(nn.Module):
 
 
 class PreNormBlock(nn.Module):
-    """x <- x + attn(norm1(x)); x <- x + mlp(norm2(x)), both branches with stochastic depth `drop_path`. Shapes stay."""
+    """x <- x + attn(norm1(x)); x <- x + mlp(norm2(x)), both branches with stochastic depth `drop_path`. Shapes stay.
 
-    def __init__(self, norm1: nn.Module, attn: nn.Module, norm2: nn.Module, mlp: nn.Module, drop_path: float = 0.0):
+    `scale1` and `scale2` (layer scales, say), if given, act on what the branches add.
+    """
+
+    def __init__(
+        self,
+        norm1: nn.Module,
+        attn: nn.Module,
+        norm2: nn.Module,
+        mlp: nn.Module,
+        drop_path: float = 0.0,
+        scale1: nn.Module | None = None,
+        scale2: nn.Module | None = None,
+    ):
         super().__init__()
         self.norm1, self.attn = norm1, attn
         self.norm2, self.mlp = norm2, mlp
+        self.scale1, self.scale2 = scale1 or nn.Identity(), scale2 or nn.Identity()
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        x = x + self.drop_path(self.scale1(self.attn(self.norm1(x))))
+        return x + self.drop_path(self.scale2(self.mlp(self.norm2(x))))
