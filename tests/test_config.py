@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from engine_tools import CONFIGS, ROOT, tiny_config, tiny_data, train
@@ -15,12 +17,18 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 
 from mmvit.architectures import RTDETR
+from mmvit.data import Resize, ensure_shapes
 from mmvit.engine import Runner, apply_options, assemble, check_config, load_config
 from mmvit.engine import test as evaluate
+from mmvit.engine.optim import ParamRuleConstructor
+from mmvit.engine.recipes import apply_backbone_recipe
+from mmvit.engine.schedule import fit_schedule
 from mmvit.errors import UserError
+from mmvit.registry import DATASETS, MODELS, PARAM_SCHEDULERS
 
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.py"))
 DETECTORS = [name for name in NAMES if name.startswith("rtdetr")]
+MASKS = [name for name in NAMES if name.startswith(("kmax", "mask2former", "pem"))]
 SIZES = dict(
     rtdetr_r18=20_184_464,
     rtdetr_r34=31_441_668,
@@ -35,6 +43,13 @@ SIZES = dict(
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     return tiny_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def segments(tmp_path_factory) -> Path:
+    """Shapes with objects, semantic masks and panoptic maps; pictures of 96 x 96."""
+    folder = tmp_path_factory.mktemp("segments") / "shapes"
+    return ensure_shapes(folder, train=4, val=2, size=96, layouts=("coco", "panoptic", "ade20k"))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -88,6 +103,237 @@ def test_published_recipes(name, epochs, stop, backbone_lr, scales):
     assert cfg.optim_wrapper.clip_grad.max_norm == 0.1 and cfg.optim_wrapper.get("dtype") == ("fp16" if v2 else None)
     assert cfg.default_hooks.ema == dict(type="WarmupEMAHook", decay=0.9999, warmups=2000)
     assert cfg.auto_scale_lr == dict(enable=True, base_batch_size=16) and cfg.train_dataloader.drop_last
+
+
+# -- mask classifiers ------------------------------------------------------------------------------
+
+
+def assembled(name: str, data: Path, **changes) -> Config:
+    """A recipe of a mask classifier with a network of debug size in crops of 64 pixels, batch 2."""
+    cfg = load_config(CONFIGS / f"{name}.py")
+    backbone = changes.pop("backbone", "stdc_debug" if name.startswith("pem") else "resnet_debug")
+    settings = dict(data=data, work_dir=data.parent / name, size=64, batch_size=2, workers=0, iters=2, seed=7, device="cpu")
+    return assemble(cfg, **(settings | dict(backbone=backbone) | changes))
+
+
+def flat(steps) -> list[str]:
+    return [name for step in steps for name in (step.type, *flat(step.get("transforms", ())))]
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_mask_classifier_trains_a_step_and_is_evaluated(name, segments):
+    torch.set_num_threads(1)
+    cfg = assembled(name, segments)
+    cfg.default_hooks.update(curves=None, worst=None, checkpoint=None)
+    runner = Runner.from_cfg(cfg)
+    wrapper = runner.build_optim_wrapper(cfg.optim_wrapper)
+    assert len({group["lr"] for group in wrapper.optimizer.param_groups}) == (1 if "shapes" in name else 2)
+    losses = runner.bare_model.train_step(next(iter(runner.train_dataloader)), wrapper)
+    assert wrapper.stepped and all(torch.isfinite(loss) for loss in losses.values())
+    scores = runner.val_loop.run()
+    kinds = dict(panoptic="PQ", instance="coco/segm_mAP", semantic="mIoU")
+    wanted = {kinds[output] for output in runner.bare_model.outputs}
+    if "cityscapes" in name:
+        wanted -= {"coco/segm_mAP"}  # that of Cityscapes' own tool, which needs its files
+    assert {key for key in kinds.values() if key in scores} == wanted
+    assert runner.bare_model.num_classes == (8 if name.endswith("instance") else 12)
+
+
+@pytest.mark.parametrize("name", [name for name in MASKS if "shapes" not in name])
+def test_mask_classifier_without_augmentation(name, segments):
+    cfg = assembled(name, segments, no_augment=True)
+    load = dict(instance=["LoadAnnotations"], panoptic=["LoadPanoptic"]).get(name.rpartition("_")[2], ["LoadSemanticMask"])
+    extra = ["RequireSegments"] if name.startswith("kmax") else ["SanitizeBoxes"] if name.endswith("instance") else []
+    kinds = flat(cfg.train_dataloader.dataset.pipeline)
+    assert kinds[:-1] == ["LoadImage", *load, "Resize", *extra]
+    train = cfg.train_dataloader.dataset
+    sample = DATASETS.build(train)[0, 1]
+    as_evaluated = DATASETS.build(dict(train, pipeline=cfg.val_dataloader.dataset.pipeline))[0, 2]
+    assert torch.equal(sample["inputs"], as_evaluated["inputs"]) and len(sample["data_samples"].gt_segments.labels)
+
+
+@pytest.mark.parametrize(
+    ("name", "backbone", "lr", "iterations", "batch", "crop", "test", "changes"),
+    [
+        ("mask2former_coco_panoptic", None, 1e-4, 368_750, 16, (1024, 1024), (800, 1333), dict(freeze_norm=True)),
+        (
+            "mask2former_coco_panoptic",
+            "swin_large_window12",
+            1e-4,
+            737_500,
+            16,
+            (1024, 1024),
+            (800, 1333),
+            dict(drop_path_rate=0.3, queries=200),
+        ),
+        ("mask2former_coco_instance", "swin_tiny", 1e-4, 368_750, 16, (1024, 1024), (800, 1333), dict(drop_path_rate=0.3)),
+        ("mask2former_ade20k", "resnet_101", 1e-4, 160_000, 16, (512, 512), (512, 2048), {}),
+        ("mask2former_ade20k", "swin_base_window12", 1e-4, 160_000, 16, (640, 640), (640, 2560), dict(drop_path_rate=0.3)),
+        ("mask2former_ade20k_panoptic", None, 1e-4, 160_000, 16, (640, 640), (640, 2560), dict(freeze_norm=True)),
+        ("mask2former_cityscapes", None, 1e-4, 90_000, 16, (512, 1024), (1024, 2048), {}),
+        (
+            "mask2former_cityscapes_panoptic",
+            "swin_base_window12",
+            1e-4,
+            90_000,
+            16,
+            (512, 1024),
+            (1024, 2048),
+            dict(drop_path_rate=0.3, start="swin_base_window12_22k"),
+        ),
+        ("pem_coco_panoptic", "stdc_2", 1e-4, 368_750, 16, (1024, 1024), (800, 1333), {}),
+        ("pem_ade20k", None, 4e-4, 160_000, 32, (512, 512), (512, 2048), dict(freeze_norm=True)),
+        ("pem_ade20k_panoptic", "stdc_1", 4e-4, 160_000, 32, (640, 640), (640, 2560), {}),
+        ("pem_cityscapes", "stdc_1", 7e-4, 90_000, 32, (512, 1024), (1024, 2048), {}),
+        ("pem_cityscapes_panoptic", None, 7e-4, 90_000, 32, (512, 1024), (1024, 2048), {}),
+        ("kmax_coco_panoptic", None, 5e-4, 150_000, 64, (1281, 1281), (1281, 1281), {}),
+        (
+            "kmax_ade20k_panoptic",
+            "convnext_large",
+            5e-4,
+            100_000,
+            64,
+            (1281, 1281),
+            (1281, 1281),
+            dict(drop_path_rate=0.7, start="convnext_large_22k_1k_384"),
+        ),
+        ("kmax_cityscapes_panoptic", None, 3e-4, 60_000, 32, (1025, 2049), (1025, 2049), dict(queries=256)),
+    ],
+)
+def test_published_mask_recipes(segments, name, backbone, lr, iterations, batch, crop, test, changes):
+    cfg = load_config(CONFIGS / f"{name}.py")
+    cfg = assemble(cfg, data=segments, backbone=backbone, device="cpu", work_dir=segments.parent / "recipe")
+    kmax = name.startswith("kmax")
+    assert cfg.optim_wrapper.optimizer == dict(type="AdamW", lr=lr, betas=(0.9, 0.999), weight_decay=0.05)
+    assert cfg.optim_wrapper.get("clip_grad") == (None if kmax else dict(max_norm=0.01))
+    assert (cfg.train_cfg.max_iters, cfg.auto_scale_lr.base_batch_size) == (iterations, batch)
+    steps = {step.type: step for step in cfg.train_dataloader.dataset.pipeline}
+    assert tuple(steps["RandomCrop"].size) == crop and tuple(steps.get("FixedSizePad", steps["RandomCrop"]).size) == crop
+    assert next(step.size for step in cfg.test_dataloader.dataset.pipeline if step.type == "Resize") == test
+    assert ("SegPhotometricDistort" in steps) == (kmax or "coco" not in name)
+    stated = cfg.model.backbone
+    found = dict(
+        stated if isinstance(stated, dict) else {},
+        start=cfg.model.backbone_pretrained,
+        queries=cfg.model.get("head", {}).get("num_queries"),
+    )
+    assert {key: found.get(key) for key in ("freeze_norm", "drop_path_rate")} == {
+        key: changes.get(key) for key in ("freeze_norm", "drop_path_rate")
+    }
+    assert (found["start"], found["queries"]) == (changes.get("start", True), changes.get("queries"))
+
+
+def test_the_last_steps_of_the_learning_rate():
+    large = load_config(CONFIGS / "mask2former_coco_panoptic.py")
+    apply_backbone_recipe(large)
+    assert large.param_scheduler[0].milestones == [327_778, 355_092]
+    large = load_config(CONFIGS / "mask2former_coco_panoptic.py")
+    large.model.backbone.name = "swin_large_window12"
+    apply_backbone_recipe(large)
+    assert large.param_scheduler[0].milestones == [655_556, 710_184]
+
+
+@pytest.mark.parametrize(
+    ("name", "shares"),
+    [
+        ("mask2former_ade20k", lambda x: (1 - x) ** 0.9),
+        ("pem_ade20k", lambda x: 0.0025 + 0.9975 * (1 + math.cos(math.pi * x)) / 2),
+        ("pem_cityscapes", lambda x: (1 + math.cos(math.pi * x)) / 2),
+        ("kmax_coco_panoptic", lambda x: (1 - x) ** 0.9 * min(1, 0.001 + 0.999 * x * 10)),
+    ],
+)
+def test_schedules_of_mask_classifiers(name, shares):
+    cfg = load_config(CONFIGS / f"{name}.py")
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedulers = [
+        PARAM_SCHEDULERS.build(dict(dict(end=500), **settings, optimizer=optimizer))
+        for settings in fit_schedule(cfg.param_scheduler, 500)
+    ]
+    for step in range(499):
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(shares(step / 500), abs=4e-3), step
+        optimizer.step()
+        for scheduler in schedulers:
+            scheduler.step()
+
+
+@pytest.mark.parametrize("name", ["mask2former_coco_panoptic", "pem_ade20k", "kmax_coco_panoptic"])
+def test_what_is_not_decayed(name, segments):
+    cfg = assembled(name, segments)
+    model = MODELS.build(dict(cfg.model, backbone_pretrained=False))
+    groups = ParamRuleConstructor(cfg.optim_wrapper, cfg.optim_wrapper.paramwise_cfg).groups(model)
+    found = {name for group in groups if group["weight_decay"] == 0 for name in group["names"]}
+    parents = {
+        f"{prefix}.{name}": (module, parameter)
+        for prefix, module in model.named_modules()
+        for name, parameter in module.named_parameters(recurse=False)
+    }
+    expected = {key for key, (module, _) in parents.items() if isinstance(module, torch.nn.Embedding)}
+    if name.startswith("kmax"):
+        expected |= {key for key, (_, parameter) in parents.items() if parameter.ndim == 1}
+    else:
+        expected |= {key for key, (module, _) in parents.items() if "Norm" in type(module).__name__}
+    assert found == expected and len(expected) > 40
+    assert all(
+        group["lr"] == pytest.approx(cfg.optim_wrapper.optimizer.lr * (0.1 if "backbone." in group["names"][0] else 1))
+        for group in groups
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "expected"),
+    [
+        (
+            "mask2former_coco_panoptic",
+            256,
+            dict(RandomResize=(256, 256), FixedSizePad=(256, 256), Resize=(200, 333)),
+        ),
+        ("pem_cityscapes", 128, dict(RandomCrop=(128, 256), Resize=(256, 512))),
+        ("mask2former_ade20k_panoptic", 64, dict(RandomCrop=(64, 64), FixedSizePad=(64, 64), Resize=(64, 256))),
+        ("kmax_coco_panoptic", 64, dict(RandomResize=(65, 65), RandomCrop=(65, 65), Resize=(65, 65))),
+        ("kmax_coco_panoptic", 129, dict(RandomResize=(129, 129), RandomCrop=(129, 129), Resize=(129, 129))),
+        ("kmax_cityscapes_panoptic", 128, dict(RandomResize=(129, 257), RandomCrop=(129, 257), Resize=(129, 257))),
+    ],
+)
+def test_size_keeps_the_proportions_of_mask_recipes(name, size, expected, segments):
+    cfg = assembled(name, segments, size=size)
+    train = cfg.train_dataloader.dataset.pipeline
+    nested = [step for outer in train for step in outer.get("transforms", ())]
+    for step in [*train, *nested, *cfg.test_dataloader.dataset.pipeline]:
+        if step.type in expected:
+            assert tuple(step.get("size") or step["scale"]) == expected[step.type]
+        if step.type == "RandomChoiceResize":
+            shorts = [min(scale) for scale in step.scales]
+            whole = min(expected["Resize"])
+            assert (shorts[0], shorts[-1]) == (whole // 2, whole * 2) and max(step.scales[0]) == 4 * whole
+        if step.type == "RequireSegments":
+            scale = min(expected["RandomCrop"]) / (1281 if "coco" in name else 1025)
+            assert step.min_pixels == pytest.approx(
+                4096 * (min(expected["RandomCrop"]) / (1281 if "coco" in name else 1025)) ** 2, rel=0.1
+            )
+    if name.startswith("kmax"):
+        assert cfg.model.data_preprocessor["size"] == expected["RandomCrop"]
+        with pytest.raises(UserError, match="--size 130: the side must be a multiple of 32 or one more"):
+            assembled(name, segments, size=130)
+
+
+def test_a_backbone_without_a_map_behind_its_stem(segments):
+    five = MODELS.build(assembled("kmax_cityscapes_panoptic", segments, backbone="convnext_debug").model)
+    four = MODELS.build(assembled("kmax_cityscapes_panoptic", segments, backbone="swin_debug").model)
+    assert (len(five.neck.stages), len(four.neck.stages)) == (5, 4)
+
+
+@pytest.mark.parametrize("wish", ["slide", "tta"])
+def test_windows_and_views_are_for_segmenters(wish, segments):
+    with pytest.raises(UserError, match=f"--{wish} is not possible with MaskSegmenter"):
+        assembled("mask2former_ade20k", segments, **{wish: True})
+    with pytest.raises(UserError, match=f"--{wish} is for semantic segmentation; this config is for panoptic"):
+        assembled("kmax_coco_panoptic", segments, **{wish: True})
+
+
+def test_an_upright_picture_fits_a_model_of_one_size():
+    sample = dict(img=np.zeros((300, 100, 3), np.uint8), scale_factor=(1.0, 1.0))
+    assert Resize((65, 129), keep_ratio=True, oriented=True)(dict(sample))["img"].shape == (65, 22, 3)
+    assert Resize((65, 129), keep_ratio=True)(dict(sample))["img"].shape == (129, 43, 3)
 
 
 def test_warm_up_is_linear_from_the_first_step(data, tmp_path):

@@ -1,5 +1,7 @@
 """ADE20K (150 classes) in crops of 512 x 512 with mmsegmentation's augmentation. ``--data`` puts other data in place."""
 
+_base_ = ["loaders.py"]
+
 data = "ade20k"
 
 _train = [
@@ -18,19 +20,6 @@ _val = [
     dict(type="PackSegInputs"),
 ]
 
-train_dataloader = dict(
-    batch_size=4,
-    num_workers=4,
-    persistent_workers=True,
-    drop_last=True,
-    sampler=dict(type="ResumableSampler", shuffle=True),
-    dataset=dict(type="SemanticDataset", pipeline=_train),
-)
-val_dataloader = dict(
-    batch_size=1,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type="ResumableSampler", shuffle=False, round_up=False),
-    dataset=dict(type="SemanticDataset", test_mode=True, pipeline=_val),
-)
+train_dataloader = dict(batch_size=4, dataset=dict(type="SemanticDataset", pipeline=_train))
+val_dataloader = dict(dataset=dict(type="SemanticDataset", test_mode=True, pipeline=_val))
 test_dataloader = val_dataloader

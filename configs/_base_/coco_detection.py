@@ -1,5 +1,7 @@
 """COCO detection at 640 x 640 with RT-DETR's augmentation. ``--data`` puts other data in place of COCO's files."""
 
+_base_ = ["loaders.py"]
+
 _size = (640, 640)
 _train = [
     dict(type="LoadImage"),
@@ -24,10 +26,6 @@ _val_json = _coco + "annotations/instances_val2017.json"
 
 train_dataloader = dict(
     batch_size=4,
-    num_workers=4,
-    persistent_workers=True,
-    drop_last=True,
-    sampler=dict(type="ResumableSampler", shuffle=True),
     dataset=dict(
         type="CocoDetection",
         ann_file=_coco + "annotations/instances_train2017.json",
@@ -37,13 +35,8 @@ train_dataloader = dict(
 )
 val_dataloader = dict(
     batch_size=8,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type="ResumableSampler", shuffle=False, round_up=False),
     dataset=dict(type="CocoDetection", ann_file=_val_json, img_dir=_coco + "val2017", test_mode=True, pipeline=_val),
 )
 test_dataloader = val_dataloader
 val_evaluator = dict(type="CocoBoxMetric", ann_file=_val_json)
 test_evaluator = val_evaluator
-val_cfg = dict(type="ValLoop")
-test_cfg = dict(type="TestLoop")

@@ -1,5 +1,7 @@
 """COCO boxes and masks, short side 800 and long side 1333 at most, mirrored. ``--data`` puts other data in place of COCO's."""
 
+_base_ = ["loaders.py"]
+
 _size = (800, 1333)
 _train = [
     dict(type="LoadImage"),
@@ -19,11 +21,6 @@ _coco = "data/coco/"
 _val_json = _coco + "annotations/instances_val2017.json"
 
 train_dataloader = dict(
-    batch_size=2,
-    num_workers=4,
-    persistent_workers=True,
-    drop_last=True,
-    sampler=dict(type="ResumableSampler", shuffle=True),
     dataset=dict(
         type="CocoDetection",
         ann_file=_coco + "annotations/instances_train2017.json",
@@ -34,14 +31,8 @@ train_dataloader = dict(
     ),
 )
 val_dataloader = dict(
-    batch_size=1,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type="ResumableSampler", shuffle=False, round_up=False),
     dataset=dict(type="CocoDetection", ann_file=_val_json, img_dir=_coco + "val2017", test_mode=True, pipeline=_val),
 )
 test_dataloader = val_dataloader
 val_evaluator = dict(type="CocoBoxMetric", ann_file=_val_json, iou_types=("bbox", "segm"))
 test_evaluator = val_evaluator
-val_cfg = dict(type="ValLoop")
-test_cfg = dict(type="TestLoop")

@@ -17,8 +17,6 @@ param_scheduler = [
     dict(type="PolyLR", power=1.0, eta_min=0.0, by_epoch=False, begin=1500),
 ]
 train_cfg = dict(type="IterTrainLoop", max_iters=160_000)  # validated ten times
-val_cfg = dict(type="ValLoop")
-test_cfg = dict(type="TestLoop")
 val_evaluator = dict(type="SemanticMetric")
 test_evaluator = val_evaluator
 default_hooks = dict(checkpoint=dict(interval=None), worst=dict(type="WorstImagesHook"))

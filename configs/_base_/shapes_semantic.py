@@ -3,7 +3,7 @@
 One thread computes (networks as small as these gain nothing from a second one), another process loads.
 """
 
-_base_ = ["runtime.py"]
+_base_ = ["runtime.py", "loaders.py"]
 
 data = "shapes"
 
@@ -22,24 +22,9 @@ _val = [
     dict(type="PackSegInputs"),
 ]
 
-train_dataloader = dict(
-    batch_size=8,
-    num_workers=1,
-    persistent_workers=True,
-    drop_last=True,
-    sampler=dict(type="ResumableSampler", shuffle=True),
-    dataset=dict(type="SemanticDataset", pipeline=_train),
-)
-val_dataloader = dict(
-    batch_size=8,
-    num_workers=1,
-    persistent_workers=True,
-    sampler=dict(type="ResumableSampler", shuffle=False, round_up=False),
-    dataset=dict(type="SemanticDataset", test_mode=True, pipeline=_val),
-)
+train_dataloader = dict(batch_size=8, num_workers=1, dataset=dict(type="SemanticDataset", pipeline=_train))
+val_dataloader = dict(batch_size=8, num_workers=1, dataset=dict(type="SemanticDataset", test_mode=True, pipeline=_val))
 test_dataloader = val_dataloader
-val_cfg = dict(type="ValLoop")
-test_cfg = dict(type="TestLoop")
 val_evaluator = dict(type="SemanticMetric")
 test_evaluator = val_evaluator
 optim_wrapper = dict(

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from mmvit.backbones import find_backbone, list_backbones
+from mmvit.data.classes import ADE20K_THINGS
 from mmvit.errors import UserError, did_you_mean
 from mmvit.weights import load_checkpoint, load_into
 
@@ -57,7 +58,7 @@ DATASETS = {"ade20k": 150, "cityscapes": 19}
 #: Classes, things and longest and shortest side in evaluation of the data sets of mask classifiers.
 MASK_DATASETS: dict[str, dict[str, Any]] = {
     "coco": dict(num_classes=133, things=range(80), eval_size=(1333, 800)),
-    "ade20k": dict(num_classes=150, eval_size=(2048, 512)),
+    "ade20k": dict(num_classes=150, things=ADE20K_THINGS, eval_size=(2048, 512)),
     "cityscapes": dict(num_classes=19, things=range(11, 19), eval_size=(2048, 1024)),
 }
 #: What kMaX-DeepLab changes with the data set: input size, thresholds, and on Cityscapes one more map and more queries.
@@ -126,6 +127,13 @@ def _mask_classifier(name: str) -> dict[str, Any] | None:
         settings["backbone"]["freeze_norm"] = True
     if kind:
         settings["outputs"] = {"sem": ("semantic",), "pan": ("panoptic",), "ins": ("instance",)}[kind]
+    if kind == "ins":
+        settings.update(num_classes=len(settings["things"]), things=None)
+    swin = re.match(r"swin_(base|large)", settings["backbone"]["name"]) if arch == "mask2former" else None
+    if swin and swin[1] == "large" and kind != "sem":
+        settings["head"] = dict(num_queries=200)
+    if data == "ade20k" and (swin or kind in ("pan", "ins")):
+        settings["eval_size"] = (2560, 640)
     return settings | (KMAX_DATASETS[data] if arch == "kmax" else {})
 
 

@@ -6,6 +6,7 @@ decoder, their query decoder and their losses.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor
 
+from mmvit.backbones import find_backbone
 from mmvit.data.structures import DataSample
 from mmvit.errors import UserError, did_you_mean
 from mmvit.heads.kmax_criterion import KMaXCriterion
@@ -112,12 +114,13 @@ class MaskSegmenter(Architecture):
         settings = ARCHS[arch]
         backbone = dict(name=backbone) if isinstance(backbone, str) else dict(backbone)
         own = settings.get("backbone", {}).get(backbone["name"].split("_")[0], {})
-        stem = dict(with_stem=True) if stem_map else {}
+        stem = _with_stem(backbone["name"]) if stem_map else {}
         preprocessor = {"type": "MaskPreprocessor", **settings.get("data_preprocessor", {}), **(data_preprocessor or {})}
         super().__init__(num_classes, {**own, **stem, **backbone}, STRIDES, backbone_pretrained, preprocessor)
         small = DEBUG[arch] if self.backbone_name.endswith("_debug") else {}
         self.arch, self.things = arch, tuple(range(num_classes) if things is None else things)
         self.outputs, self.test_cfg = check_outputs(outputs), dict(test_cfg or {})
+        self.scores_first = self.outputs == ("semantic",)  # as published for purely semantic models
         channels = [c for c, _ in self.backbone.feature_info]
         neck = {**settings["neck"], **small.get("neck", {}), **(neck or {})}
         self.neck = MODELS.build(dict(neck, in_channels=channels))
@@ -166,7 +169,7 @@ class MaskSegmenter(Architecture):
         if "instance" in self.outputs:
             sample.pred_instances = process.instances(self.things)
         if "semantic" in self.outputs:
-            scores = process.semantic(scores_first=self.outputs == ("semantic",))
+            scores = process.semantic(self.scores_first)
             sample.pred_sem_seg = PixelData(data=label_map_of(scores, classes))
 
     def rename(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -175,6 +178,7 @@ class MaskSegmenter(Architecture):
             "sem_seg_head.pixel_decoder.": "neck.",
             "sem_seg_head.predictor._auxiliary_semantic_predictor.": "auxiliary_head.",
             "sem_seg_head.predictor.": "head.",
+            "sem_seg_head.": "neck.",  # of the oldest checkpoints, which have no "pixel_decoder."
         }
         state = {}
         for key, value in state_dict.items():
@@ -192,6 +196,16 @@ class MaskSegmenter(Architecture):
     def training_only(self) -> set[str]:
         """Prefixes of parameters that evaluation does not use."""
         return {"auxiliary_head."}
+
+
+def _with_stem(name: str) -> dict[str, bool]:
+    """The setting that makes backbone `name` return its stem; UserError where it has none."""
+    if "with_stem" not in inspect.signature(find_backbone(name)[0].__init__).parameters:
+        raise UserError(
+            f"model.stem_map: backbone {name!r} does not return the map behind its stem; resnet_* and convnext_* do. Leave "
+            "stem_map out, and give the pixel decoder (model.neck) settings of four maps."
+        )
+    return dict(with_stem=True)
 
 
 class Postprocess:

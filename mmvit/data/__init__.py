@@ -45,6 +45,7 @@ from mmvit.data.transforms import (
 )
 from mmvit.data.transforms_panoptic import (
     LoadPanoptic,
+    PackInstanceSegments,
     PackPanoptic,
     PackSemanticSegments,
     PanopticCopyPaste,
@@ -91,6 +92,7 @@ __all__ = [
     "LoadSemanticMask",
     "MaskReader",
     "PackDetInputs",
+    "PackInstanceSegments",
     "PackPanoptic",
     "PackSegInputs",
     "PackSemanticSegments",

@@ -351,6 +351,8 @@ class Resize:
 
     keep_ratio: without distortion, as large as possible with the long side at most ``max(size)`` and the short side at most
         ``min(size)`` pixels, whichever of them is upright.
+    oriented: with keep_ratio, the height is at most ``size[0]`` and the width at most ``size[1]``, for models that have an
+        input of one size.
     interpolation: "nearest", "bilinear" and "bicubic" are Pillow's filters, which antialias when they shrink: bilinear is what
         the published RT-DETR figures were measured with. "cv2_bilinear" is OpenCV's, which does not: that of the published
         segmentation figures.
@@ -360,24 +362,35 @@ class Resize:
 
     FILTERS = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
-    def __init__(self, size: int | Sequence[int], keep_ratio: bool = False, interpolation: str = "bilinear") -> None:
+    def __init__(
+        self, size: int | Sequence[int], keep_ratio: bool = False, interpolation: str = "bilinear", oriented: bool = False
+    ) -> None:
         pair = (size, size) if isinstance(size, int) else tuple(size)
         if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
             raise UserError(f"Resize: size must be (height, width) in whole pixels, got {size!r}")
         self.size = pair
-        self.keep_ratio = keep_ratio
+        self.keep_ratio, self.oriented = keep_ratio, oriented
         self.interpolation = check_interpolation(interpolation)
 
     def __call__(self, sample: dict) -> dict:
-        height, width = sample["img"].shape[:2]
-        return resize_sample(sample, rescaled((height, width), self.size) if self.keep_ratio else self.size, self.interpolation)
+        return resize_sample(sample, self._target(sample["img"].shape[:2]), self.interpolation)
+
+    def _target(self, shape: tuple[int, int]) -> tuple[int, int]:
+        if not self.keep_ratio:
+            return self.size
+        if self.oriented:
+            return _scaled(shape, min(limit / side for limit, side in zip(self.size, shape)))
+        return rescaled(shape, self.size)
 
 
 def rescaled(shape: tuple[int, int], limits: Sequence[float]) -> tuple[int, int]:
     """(height, width) of a picture of `shape` (height, width) scaled to the largest size whose long side is at most
     ``max(limits)`` and whose short side is at most ``min(limits)`` pixels.
     """
-    factor = min(max(limits) / max(shape), min(limits) / min(shape))
+    return _scaled(shape, min(max(limits) / max(shape), min(limits) / min(shape)))
+
+
+def _scaled(shape: tuple[int, int], factor: float) -> tuple[int, int]:
     return max(1, int(shape[0] * factor + 0.5)), max(1, int(shape[1] * factor + 0.5))
 
 

@@ -15,6 +15,7 @@ import torch
 from mmengine.structures import InstanceData, PixelData
 
 from mmvit.data.base import apply, build_steps
+from mmvit.data.instance_masks import InstanceMasks
 from mmvit.data.masks import IGNORE
 from mmvit.data.panoptic_files import check_segments, read_colours, rgb_to_ids, segment_positions, semantic_map
 from mmvit.data.structures import DataSample
@@ -196,6 +197,22 @@ def _add_segments(data_sample: DataSample, ids: np.ndarray, positions: np.ndarra
         labels=torch.tensor([labels[target] for target in present], dtype=torch.int64), masks=torch.from_numpy(masks)
     )
     data_sample.gt_void = PixelData(data=torch.from_numpy(numbers == 0)[None])
+
+
+@TRANSFORMS.register_module()
+class PackInstanceSegments(PackSegInputs):
+    """As `PackPanoptic`, for the instance training of mask classifiers: ``gt_segments`` are the objects that `LoadAnnotations`
+    read with their masks.
+    """
+
+    META = ()
+
+    def annotate(self, data_sample: DataSample, sample: dict) -> None:
+        if "gt_masks" in sample:
+            masks = InstanceMasks.of(sample["gt_masks"]).pixels
+            data_sample.gt_segments = InstanceData(
+                labels=torch.from_numpy(sample["gt_labels"]), masks=torch.from_numpy(np.ascontiguousarray(masks))
+            )
 
 
 @TRANSFORMS.register_module()

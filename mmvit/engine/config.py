@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import ast
 import inspect
+import os
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.config.lazy import LazyObject
 from mmengine.registry import Registry
 from mmengine.runner import Runner as _Runner
+from mmengine.utils import import_modules_from_strings
 from torch.utils.data import DataLoader
 
 import mmvit.engine.runner  # noqa: F401 - registers loops, hooks and optimizer parts
@@ -123,13 +126,14 @@ _DEFAULT_TYPES = {
 
 
 def load_config(path: str | Path) -> Config:
-    """Read the config at `path`; local names (``_name``) are left out."""
+    """Read the config at `path` and import its ``custom_imports``; local names (``_name``) are left out."""
     path = Path(path)
     if not path.is_file():
         others = sorted(p.stem for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
         raise UserError(f"There is no config {path}.{did_you_mean(path.stem, others)}")
     try:
-        cfg = Config.fromfile(path, lazy_import=False)
+        cfg = Config.fromfile(path, lazy_import=False, import_custom_modules=False)
+        _import_custom(cfg, path.parent)
     except UserError:
         raise
     except Exception as error:
@@ -138,6 +142,14 @@ def load_config(path: str | Path) -> Config:
     for key in [key for key in cfg if key.startswith("_")]:
         cfg.pop(key)
     return cfg
+
+
+def _import_custom(cfg: Config, folder: Path) -> None:
+    """Import the modules of ``custom_imports``: installed ones, and files in `folder` or in the current one."""
+    wanted = cfg.get("custom_imports")
+    if wanted:
+        sys.path += [place for place in (str(folder.resolve()), os.getcwd()) if place not in sys.path]
+        import_modules_from_strings(**wanted)
 
 
 def apply_options(cfg: Config, options: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
 import weakref
@@ -16,9 +17,19 @@ from torch.utils.flop_counter import FlopCounterMode
 
 def count_flops(run: Callable[[], Any]) -> int:
     """Floating-point operations (two per multiply-add) of the matrix products and convolutions of one call."""
-    with FlopCounterMode(display=False) as counter:
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = _NoModules()
+    with counter:
         run()
     return counter.get_total_flops()
+
+
+class _NoModules(contextlib.nullcontext):
+    """Tells the counter that no module is running: PyTorch's own tracker fails on one that is given a parameter while no
+    gradients are recorded.
+    """
+
+    parents = frozenset({"Global"})
 
 
 class _Tracker(TorchDispatchMode):

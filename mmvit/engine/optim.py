@@ -22,7 +22,8 @@ from mmvit.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZER
 
 AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 RULE_KEYS = ("pattern", "lr", "lr_mult", "weight_decay", "decay_mult", "optional")
-PARAMWISE_KEYS = ("rules", "layer_decay", "decay_vectors")
+PARAMWISE_KEYS = ("rules", "layer_decay", "decay_vectors", "decay_norms")
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -42,6 +43,7 @@ class ParamRuleConstructor:
       (``model.layer_depth(name)``, ``model.num_layers``) learns at ``rate ** (n + 1 - d)`` of what the rules say; parts
       without depth learn at the full rate.
     * ``decay_vectors=False``: no weight decay for parameters with one dimension (biases, norms, layer scales).
+    * ``decay_norms=False``: no weight decay for the parameters of normalisation layers; other biases keep theirs.
 
     Names in ``model.no_weight_decay()`` (position tables) have no weight decay, whatever the rules say.
     """
@@ -58,6 +60,7 @@ class ParamRuleConstructor:
                 )
         self.rules: list[dict] = [dict(rule) for rule in settings.get("rules") or ()]
         self.decay_vectors: bool = settings.get("decay_vectors", True)
+        self.decay_norms: bool = settings.get("decay_norms", True)
         self.layer_decay: float = settings.get("layer_decay") or 1.0
         if not 0 < self.layer_decay <= 1:
             raise UserError(f"optim_wrapper.paramwise_cfg.layer_decay={self.layer_decay}: it must lie between 0 and 1.")
@@ -78,12 +81,14 @@ class ParamRuleConstructor:
         base_lr, base_decay = self.optimizer_cfg["lr"], self.optimizer_cfg.get("weight_decay", 0.0)
         matched = [False] * len(self.rules)
         groups: dict[tuple[float, float], dict] = {}
-        undecayed = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
+        undecayed = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
         self._check_names(undecayed, model)
+        if not self.decay_norms:
+            undecayed |= _norm_parameters(model)
         for name, parameter in model.named_parameters():
             rule: dict = {}
             for i, candidate in enumerate(self.rules):
-                if re.search(candidate["pattern"], name):
+                if re.search(candidate["pattern"], _name_for_rules(name)):
                     rule, matched[i] = candidate, True
                     break
             if not parameter.requires_grad:
@@ -139,6 +144,17 @@ class ParamRuleConstructor:
             id(p): name for group in groups for p, name in zip(group["params"], group["names"], strict=True)
         }
         return wrapper
+
+
+def _name_for_rules(name: str) -> str:
+    """A parameter's name without the pyramid around a backbone: what that adds is new and counts as a part of its own."""
+    return re.sub(r"^backbone\.(pyramid|fold)\.", r"\1.", name).replace("backbone.inner.", "backbone.", 1)
+
+
+def _norm_parameters(model: nn.Module) -> set[str]:
+    """Names of the parameters of normalisation layers."""
+    norms = ((name, module) for name, module in model.named_modules() if isinstance(module, _NORMS))
+    return {f"{prefix}.{name}" for prefix, module in norms for name, _ in module.named_parameters(recurse=False)}
 
 
 @dataclass

@@ -44,9 +44,12 @@ def set_size(cfg: Config, size: int) -> None:
     """Detection at a fixed size: square input of side `size`, multi-scale sides keep their ratio to it. Otherwise: see
     `set_crop`.
     """
-    if size < 32 or size % 32:
-        raise UserError(f"--size {size}: the side must be a multiple of 32, 32 or more.")
-    if _has_crops(cfg) or any(step.get("keep_ratio") for step in _steps(cfg, "Resize")):
+    has_crops = is_semantic(cfg) or is_panoptic(cfg) or any(step.get("keep_ratio") for step in _steps(cfg, "Resize"))
+    extra = _extra(crop_of(cfg)) if has_crops else 0
+    if size < 32 or size % 32 not in (0, extra):
+        more = " or one more" if extra else ""
+        raise UserError(f"--size {size}: the side must be a multiple of 32{more}, 32 or more.")
+    if has_crops:
         set_crop(cfg, size)
         return
     before = None
@@ -58,8 +61,9 @@ def set_size(cfg: Config, size: int) -> None:
         preprocessor.multi_scale = [max(32, int(side * size / before / 32 + 0.5) * 32) for side in preprocessor.multi_scale]
 
 
-def _has_crops(cfg: Config) -> bool:
-    return is_semantic(cfg) or is_panoptic(cfg)
+def _extra(crop: tuple[int, int]) -> int:
+    """1 for kMaX-DeepLab's sizes, whose sides are multiples of 32 and one more, else 0."""
+    return int(all(side % 32 == 1 for side in crop))
 
 
 def crop_of(cfg: Config) -> tuple[int, int]:
@@ -75,32 +79,38 @@ def crop_of(cfg: Config) -> tuple[int, int]:
 
 
 def set_crop(cfg: Config, size: int) -> None:
-    """Training crops, or where there are none pictures, whose short side is `size`; all other sizes change in proportion."""
+    """Training crops, or where there are none pictures, whose short side is `size`; all other sizes change in proportion.
+
+    Where the recipe's sides are multiples of 32 and one more, they stay so.
+    """
     before = crop_of(cfg)
-    factor = size / min(before)
-    crop = tuple(max(32, int(side * factor / 32 + 0.5) * 32) for side in before)
+    extra = _extra(before)
+    factor = (size // 32 * 32) / (min(before) - extra)
+
+    def scaled(sides: Any) -> tuple[int, ...]:
+        return tuple(max(1, round((side - extra) * factor)) + extra for side in _pair(sides))
+
+    crop = tuple(max(32, int((side - extra) * factor / 32 + 0.5) * 32) + extra for side in before)
     for kind in ("RandomCrop", "FixedSizePad"):
         for step in _steps(cfg, kind):
             step.size = crop
     for step in _steps(cfg, "RandomChoiceResize"):
-        step.scales = [tuple(_scaled(side, factor) for side in _pair(scale)) for scale in step.scales]
+        step.scales = [scaled(scale) for scale in step.scales]
     for step in _steps(cfg, "RandomRangeCrop"):
-        step.update({key: _scaled(step.get(key, default), factor) for key, default in (("low", 384), ("high", 600))})
+        step.update({key: scaled(step.get(key, default))[0] for key, default in (("low", 384), ("high", 600))})
+    for step in _steps(cfg, "RequireSegments"):
+        step.min_pixels = int(step.get("min_pixels", 0) * factor**2)
     preprocessor = cfg.model.get("data_preprocessor", {})
     if preprocessor.get("size"):
         preprocessor.size = crop
     for kind, key in (("Resize", "size"), ("TestTimeAug", "size"), ("RandomResize", "scale")):
         for step in _steps(cfg, kind):
             if step.get(key):
-                step[key] = tuple(_scaled(side, factor) for side in _pair(step[key]))
+                step[key] = scaled(step[key])
     test_cfg = cfg.model.get("test_cfg") or {}
     for key in ("crop_size", "stride"):
         if key in test_cfg:
-            test_cfg[key] = tuple(_scaled(side, factor) for side in _pair(test_cfg[key]))
-
-
-def _scaled(side: int, factor: float) -> int:
-    return max(1, round(side * factor))
+            test_cfg[key] = scaled(test_cfg[key])
 
 
 def drop_augmentation(cfg: Config) -> None:
@@ -109,8 +119,8 @@ def drop_augmentation(cfg: Config) -> None:
     steps = [step for step in dataset.pipeline if "p" not in (accepted_arguments(TRANSFORMS.get(step.type)) or ())]
     steps = _sized_as_evaluated(cfg, steps)
     preprocessor = cfg.model.get("data_preprocessor", {})
-    if _has_crops(cfg) and preprocessor.get("size"):
-        preprocessor.size = None  # batches are as large as their largest picture
+    if preprocessor.get("type") == "SegPreprocessor" and preprocessor.get("size"):
+        preprocessor.size = None  # that of the crops; batches are as large as their largest picture
     dataset.pipeline = steps
     if cfg.model.get("data_preprocessor", {}).get("multi_scale"):
         cfg.model.data_preprocessor.multi_scale = None
@@ -126,10 +136,18 @@ def _sized_as_evaluated(cfg: Config, steps: list) -> list:
     return steps[:first] + sized + [step for step in steps[first:] if step.type not in _RANDOM_SIZE]
 
 
+def _needs_segmenter(cfg: Config, option: str) -> None:
+    """UserError unless the config's model labels each pixel, and knows windows and views."""
+    if not is_semantic(cfg):
+        task = "is for panoptic segmentation" if is_panoptic(cfg) else "detects objects"
+        raise UserError(f"{option} is for semantic segmentation; this config {task}.")
+    if cfg.model.type != "Segmenter":
+        raise UserError(f"{option} is not possible with {cfg.model.type}, which classifies masks. Leave it out.")
+
+
 def set_slide(cfg: Config) -> None:
     """Evaluate by sliding windows: those of the recipe, else of the size of the training crops, a third overlapping."""
-    if not is_semantic(cfg):
-        raise UserError("--slide: sliding windows are for semantic segmentation; this config detects objects.")
+    _needs_segmenter(cfg, "--slide")
     test_cfg = dict(cfg.model.get("test_cfg") or {})
     crop = _pair(test_cfg.get("crop_size") or crop_of(cfg))
     test_cfg.setdefault("stride", tuple(max(1, int(side * _SLIDE_STRIDE)) for side in crop))
@@ -138,8 +156,7 @@ def set_slide(cfg: Config) -> None:
 
 def set_tta(cfg: Config) -> None:
     """Evaluate the mean prediction over six scales and their mirror images, with `TestTimeAug` in the place of `Resize`."""
-    if not is_semantic(cfg):
-        raise UserError("--tta: averaging over scales is for semantic segmentation; this config detects objects.")
+    _needs_segmenter(cfg, "--tta")
     dataset = cfg.test_dataloader.dataset
     resize = next((step for step in dataset.pipeline if step.type == "Resize"), {})
     multiple = next((step for step in dataset.pipeline if step.type == "ResizeToMultiple"), {})

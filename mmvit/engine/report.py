@@ -40,13 +40,15 @@ def _without(value: Any, keys: set[str]) -> Any:
 def input_size(cfg: Config) -> tuple[int, int]:
     """(height, width) for which the cost is told: the fixed input of a detector, the crop of a segmenter.
 
-    (Segmenters are evaluated at the size of each picture; published costs are mostly for the crop.)
+    (Segmenters are evaluated at the size of each picture; published costs are mostly for the crop.) Sides are rounded up to
+    multiples of 32, as batches are padded, but for kMaX-DeepLab's, which are one more.
     """
     size = cfg.model.get("data_preprocessor", {}).get("size")
     if not size:
         steps = cfg.test_dataloader.dataset.pipeline
         size = next((step.size for step in steps if step.type == "Resize" and not step.get("keep_ratio")), None) or crop_of(cfg)
-    return (size, size) if isinstance(size, int) else tuple(size)
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    return tuple(side if side % 32 == 1 else -(-side // 32) * 32 for side in size)
 
 
 @torch.no_grad()

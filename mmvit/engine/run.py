@@ -65,7 +65,7 @@ def test(
 
     cfg = assemble(config if isinstance(config, Config) else load_config(config), training=False, **changes)
     path = Path(checkpoint) if Path(checkpoint).is_file() else Path(resolve(str(checkpoint)))
-    data, config_hash = data_name(cfg), hash_config(cfg)
+    data, config_hash, size = data_name(cfg), hash_config(cfg), input_size(cfg)
     for key in (
         "train_dataloader",
         "train_cfg",
@@ -93,7 +93,7 @@ def test(
     report = dict(
         config=Path(cfg.filename).stem if cfg.filename else None,
         config_hash=config_hash,
-        task=getattr(runner.bare_model, "task", None),
+        task=_task(runner.bare_model),
         arch=getattr(runner.bare_model, "arch", None),
         backbone=getattr(runner.bare_model, "backbone_name", None),
         checkpoint=str(path),
@@ -105,7 +105,7 @@ def test(
         slide=(cfg.model.get("test_cfg") or {}).get("mode") == "slide",
         tta=any(step.type == "TestTimeAug" for step in cfg.test_dataloader.dataset.pipeline),
         scores=scores,
-        **cost(runner.bare_model, input_size(cfg), runner.device),
+        **cost(runner.bare_model, size, runner.device),
         versions=versions(),
     )
     target = Path(out) if out else Path(runner.work_dir) / "metrics.json"
@@ -113,6 +113,12 @@ def test(
         atomic_text(json.dumps(report, indent=2) + "\n", target)
     say(f"{_summary(report)}\nwritten to {shown(target)}")
     return report
+
+
+def _task(model: nn.Module) -> str | None:
+    """What a model does; a mask classifier with one kind of output does that."""
+    outputs = getattr(model, "outputs", ())
+    return outputs[0] if len(outputs) == 1 else getattr(model, "task", None)
 
 
 def _summary(report: dict[str, Any]) -> str:
