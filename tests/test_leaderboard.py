@@ -109,6 +109,21 @@ def test_detectors_are_recognised(tmp_path: Path, changes: dict[str, Any], model
     assert record["model"] == model and record["published"][0]["box_ap"] == figure
 
 
+def test_mask_classifiers_stand_beside_their_figures_of_the_same_task(tmp_path: Path) -> None:
+    facts = dict(config="mine", arch="mask2former", backbone="resnet_50")
+    panoptic = dict(facts, task="panoptic", data="coco", images=5000, scores={"PQ": 0.5, "coco/segm_mAP": 0.4, "mIoU": 0.6})
+    record = only(put(tmp_path / "a", SEMANTIC, **panoptic))
+    assert (record["model"], record["pq"], record["mask_ap"]) == ("mask2former_resnet_50", 50.0, 40.0)
+    assert [(one["pq"], one["mask_ap"], one["miou"]) for one in record["published"]] == [(51.9, 41.7, 61.7)]
+    semantic = dict(facts, arch="pem", backbone="stdc_1", data="cityscapes", images=500, scores={"mIoU": 0.78})
+    record = only(put(tmp_path / "b", SEMANTIC, **semantic))
+    assert [one["miou"] for one in record["published"]] == [78.3] and "90k, 512x1024" in record["published"][0]["setting"]
+    released = published("kmax_resnet_50_ade20k_pan")
+    report = dict(facts, arch="kmax", task="panoptic", data="ade20k", images=2000, checkpoint=f"cache/{released.file_name}")
+    record = only(put(tmp_path / "c", SEMANTIC, **report, scores={"PQ": 0.42}))
+    assert record["published"][0]["pq"] == 42.2 and record["published"][0]["setting"].startswith("kmax_resnet_50_ade20k_pan, ")
+
+
 def test_a_detector_of_our_own_or_with_another_backbone_keeps_its_name(tmp_path: Path) -> None:
     shapes = dict(config="rtdetr_shapes", arch="shapes", backbone="presnet_shapes", data="shapes", images=200)
     assert only(put(tmp_path, OLD, **shapes))["model"] == "rtdetr_shapes"

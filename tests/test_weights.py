@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import re
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
@@ -36,6 +37,8 @@ from mmvit.weights import download as download_module
 from mmvit.weights.catalogue import Published, backbone_url
 from mmvit.weights.figures import SCORES, all_figures
 
+DATASETS = ("coco", "ade20k", "cityscapes")
+KINDS = {"pan": "panoptic", "ins": "instance", "sem": "semantic"}
 BODY = bytes(np.random.default_rng(0).integers(0, 256, 300_000, dtype=np.uint8))
 
 
@@ -132,18 +135,27 @@ def test_index_is_complete_and_consistent() -> None:
         *(f"upernet_convnext_{size}_ade20k" for size in ("tiny", "small", "base", "large", "xlarge")),
         "vwformer_swin_base_ade20k",
         "vwformer_convnext_tiny_cityscapes",
+        *(f"mask2former_resnet_50_{data}_{kind}" for data in ("ade20k", "cityscapes") for kind in ("pan", "ins", "sem")),
+        *(f"mask2former_swin_base_window12_coco_{kind}" for kind in ("pan", "ins", "pan_22k", "ins_22k")),
+        *(f"kmax_{backbone}_{data}_pan" for backbone in ("resnet_50", "convnext_large") for data in DATASETS),
     } <= set(entries)
     for entry in entries.values():
         assert is_model(entry.architecture), entry.name
-        assert entry.task == ("detection" if entry.architecture.startswith("rtdetr") else "semantic")
+        kind = KINDS.get(entry.architecture.rpartition("_")[2], "semantic")
+        assert entry.task == ("detection" if entry.architecture.startswith("rtdetr") else kind)
         assert [entry.packaged, entry.url, entry.page].count(None) == 2  # there is one way to get it
         if entry.packaged is None:
-            assert (entry.url or entry.page).startswith("https://") and entry.file_name.endswith(".pth")
+            assert (entry.url or entry.page).startswith("https://") and entry.file_name.endswith((".pth", ".pkl"))
             assert entry.source["arxiv"] and entry.source["code"].startswith("https://")
+            assert (entry.dataset or "coco") in DATASETS and (
+                kind not in entry.task or f"_{entry.dataset}" in entry.architecture
+            )
         if entry.task == "semantic" and entry.packaged is None:
-            assert entry.architecture.endswith(f"_{entry.dataset}") and 30 < entry.miou_ss < entry.miou_ms < 90
-    files = [entry.url for entry in (*entries.values(), *backbones().values()) if entry.url]
-    assert len(set(files)) == len({url.rsplit("/", 1)[-1] for url in files})  # no clash in the cache folder
+            assert 30 < entry.miou_ss < entry.miou_ms < 90
+        assert entry.pq is None or entry.task == "panoptic"
+        assert entry.mask_ap is None or entry.task in ("instance", "panoptic")
+    files = {entry.url or entry.page: entry.file_name for entry in (*entries.values(), *backbones().values())}
+    assert len(files) == len(set(files.values()))  # no clash in the cache folder
     assert (entries["rtdetr_r50"].box_ap, entries["rtdetr_r50_obj365"].box_ap) == (53.1, 55.3)
     assert published("rtdetrv2_m*").name == "rtdetrv2_r50m" and published("rtdetrv2_s").box_ap == 48.1
     assert published("segformer_mit_b0").name == "segformer_mit_b0_ade20k"
@@ -156,12 +168,27 @@ def test_every_pretrained_backbone_is_one_of_ours() -> None:
     names = {entry.backbone for entry in index().values() if entry.backbone}
     assert names <= set(backbones())
     for name, entry in backbones().items():
-        assert find_backbone(name.removesuffix("_22k")), name
-        assert entry.url.startswith("https://") and entry.url.endswith(".pth") and entry.source["arxiv"]
-        assert not name.endswith("_22k") or entry.pretrain == "ImageNet-22K"
+        plain, _, made = name.partition("_22k")
+        assert find_backbone(plain) and made in ("", "_1k_384"), name
+        assert [entry.url, entry.page].count(None) == 1 and (entry.url or entry.page).startswith("https://"), name
+        assert entry.file_name.endswith((".pth", ".pth.tar")) and entry.source["arxiv"]
+        assert "_22k" not in name or entry.pretrain == "ImageNet-22K"
     assert backbone_url("PResNet50vd") == backbone_url("presnet_50vd")
     assert backbone_url("SwinTiny") == backbones()["swin_tiny"].url
     assert backbone_url("resnet_1") is None
+    assert backbones()["poolformer_s12"].file_name == "poolformer_s12.pth.tar"
+    assert backbones()["hornet_tiny_gf"].file_name == "hornet_tiny_gf.pth"  # its address ends in "/?dl=1"
+
+
+def test_families_have_weights_for_all_their_variants() -> None:
+    from mmvit.backbones import list_backbones
+
+    families = ("agent_pvt", "agent_swin", "crossformer", "crossformerpp", "cswin", "dinat", "dinat_s", "efficientformer")
+    families += ("efficientformerv2", "hornet", "iformer", "metaformer", "nat", "nextvit", "poolformer", "shvit", "smt")
+    families += ("unireplknet", "vit", "vit_comer")
+    names = {name for family in families for name in list_backbones(f"{family}_*") if not name.endswith("_debug")}
+    # ViT-CoMer's detectors started from DINOv2; the authors of ViT-L publish no file of PyTorch's
+    assert names - set(backbones()) == {"vit_comer_b_det", "vit_comer_s_det", "vit_large_patch16"}
 
 
 # ---- published figures
@@ -205,8 +232,16 @@ def test_index_and_published_figures_agree() -> None:
     for entry in index().values():
         if entry.task == "semantic" and entry.packaged is None:
             method, _, rest = entry.architecture.partition("_")
-            rows = published_figures(method, rest.removesuffix(f"_{entry.dataset}"), entry.dataset)
+            rows = published_figures(method, rest.removesuffix("_sem").removesuffix(f"_{entry.dataset}"), entry.dataset)
             assert (entry.miou_ss, entry.miou_ms) in [(row.miou_ss, row.miou_ms) for row in rows], entry.name
+        elif entry.task in ("instance", "panoptic"):
+            method, backbone = re.match(rf"(\w+?)_(\w+)_{entry.dataset}_(?:pan|ins)", entry.architecture).groups()
+            rows = published_figures(method, backbone, entry.dataset, task=entry.task, schedule=entry.schedule)
+            assert [
+                (row.size, row.source["arxiv"])
+                for row in rows
+                if all(getattr(row, key) == getattr(entry, key) for key in ("pretrain", "pq", "mask_ap", "miou_ss"))
+            ] == [(entry.crop, entry.source["arxiv"])], entry.name
         elif entry.box_ap and entry.pretrain is None:
             method, _, variant = entry.architecture.partition("_")
             (row,) = [row for row in published_figures(method, variant=variant) if row.pretrain is None]
@@ -381,6 +416,15 @@ def test_a_checkpoint_without_address_names_its_page(cache: Path) -> None:
     assert resolve("vwformer_convnext_tiny") == target and check_sha256(target) == hashlib.sha256(BODY).hexdigest()
 
 
+def test_a_backbone_without_address_names_its_page(cache: Path) -> None:
+    target = cache / "stdc_1.pth"
+    with pytest.raises(UserError, match=f"weights of stdc_1 have no address .*by hand from https://drive.google.com.*{target}"):
+        resolve("stdc_1")
+    cache.mkdir()
+    target.write_bytes(BODY)
+    assert resolve("stdc_1") == target and backbone_url("stdc_1") is None
+
+
 def test_without_network_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing listens on the discard port
     with pytest.raises(UserError) as error:
@@ -451,6 +495,8 @@ def test_official_layout_prefers_the_average(tmp_path: Path) -> None:
     assert meta["weights_key"] == "ema.module" and meta["last_epoch"] == 71
     torch.save({"model": raw, "ema": None}, tmp_path / "b.pth")
     assert_same(load_checkpoint(tmp_path / "b.pth")[0], raw)
+    torch.save({"state_dict": raw, "state_dict_ema": average}, tmp_path / "c.pth")  # as timm saves it
+    assert_same(load_checkpoint(tmp_path / "c.pth")[0], average)
 
 
 def test_plain_and_distributed_state_dicts(tmp_path: Path) -> None:
@@ -542,6 +588,79 @@ def test_getattr_in_a_checkpoint_fetches_nothing(tmp_path: Path) -> None:
     path = tmp_path / "evil.pth"
     torch.save({"state_dict": {"a": torch.ones(1)}, "meta": {"epoch": GetattrPayload(HistoryBuffer)}}, path)
     assert type(load_checkpoint(path)[1]["epoch"]).__name__ == "_Ignored"
+
+
+# ---- detectron2's pickles
+
+
+def arrays() -> dict[str, np.ndarray]:
+    return {
+        "backbone.stem.conv1.weight": np.arange(24, dtype=np.float32).reshape(2, 3, 4),
+        "columns": np.asfortranarray(np.arange(6, dtype=np.float64).reshape(2, 3)),
+        "swapped": np.arange(4, dtype=">i4"),
+        "half": np.float16([1.5, -2]),
+        "flag": np.array(True),
+        "empty": np.zeros((0, 3), np.int64),
+    }
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_pickles_of_arrays_are_read(tmp_path: Path, protocol: int) -> None:
+    content = {"model": OrderedDict(arrays()), "__author__": "torchvision", "matching_heuristics": True, "lr": np.float64(0.5)}
+    path = tmp_path / "model_final.pkl"
+    path.write_bytes(pickle.dumps(content, protocol=protocol))
+    state, meta = load_checkpoint(path)
+    assert list(state) == list(arrays()) and meta["weights_key"] == "model"
+    assert meta["__author__"] == "torchvision" and meta["matching_heuristics"] is True and meta["lr"] == 0.5
+    for key, value in arrays().items():
+        assert np.array_equal(state[key].numpy(), value) and state[key].is_contiguous()
+    assert state["swapped"].dtype == torch.int32 and state["half"].dtype == torch.float16 and state["flag"].dtype == torch.bool
+
+
+def test_an_array_of_python_2_is_read(tmp_path: Path) -> None:
+    python2 = (  # what pickle.dump({"w": numpy.array([1, 2], "f4")}, protocol=2) wrote there
+        b"\x80\x02}U\x01wcnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01K\x02\x85cnumpy\n"
+        b"dtype\nU\x02f4K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89U\x08\x00\x00\x80?\x00\x00\x00@tbs."
+    )
+    (tmp_path / "old.pkl").write_bytes(python2)
+    assert load_checkpoint(tmp_path / "old.pkl")[0]["w"].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_pickles_of_anything_else_are_refused(tmp_path: Path, protocol: int) -> None:
+    path = tmp_path / "evil.pkl"
+    refused = {
+        "mkdir": Payload(tmp_path / "harm"),
+        "builtins.getattr|__builtin__.getattr": GetattrPayload(HistoryBuffer),
+        "NumPy type O8": np.array([Payload(tmp_path / "harm")], dtype=object),
+        "NumPy type V": np.zeros(2, [("x", "f4")]),
+        "_rebuild_tensor": torch.ones(1),
+    }
+    for name, value in refused.items():
+        path.write_bytes(pickle.dumps({"model": {**arrays(), "extra": value}}, protocol=protocol))
+        with pytest.raises(UserError, match=f"{path} holds more than tensors .*({name}).*refused"):
+            load_checkpoint(path)
+    assert not (tmp_path / "harm").exists()
+
+
+def test_names_of_the_oldest_mask2former_checkpoints() -> None:
+    from mmvit.architectures import create_model
+
+    model, value = create_model("mask2former_resnet_debug"), torch.ones(1)
+    old = ["sem_seg_head.adapter_1.weight", "sem_seg_head.predictor.static_query.weight", "criterion.empty_weight"]
+    new = ["sem_seg_head.pixel_decoder.adapter_1.weight", "sem_seg_head.predictor.query_feat.weight"]
+    expected = {"neck.adapter_1.conv.weight", "head.query_feat.weight"}
+    assert set(model.convert(dict.fromkeys(old, value))) == set(model.convert(dict.fromkeys(new, value))) == expected
+
+
+def test_damaged_pickles_are_called_so(tmp_path: Path) -> None:
+    whole = pickle.dumps({"model": arrays()}, protocol=2)
+    path = tmp_path / "model_final.pkl"
+    for content in (whole[:-40], whole.replace(b"K\x02K\x03K\x04\x87", b"K\x02K\x03K\x05\x87"), whole[:200] + whole[210:]):
+        assert content != whole
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=f"{path} (is damaged|holds more)"):
+            load_checkpoint(path)
 
 
 def test_a_whole_pickled_model_is_refused(tmp_path: Path) -> None:

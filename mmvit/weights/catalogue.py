@@ -20,9 +20,10 @@ class Published:
     Attributes:
         name: our name, for example ``rtdetr_r50_obj365`` or ``segformer_mit_b0_cityscapes``.
         architecture: the name that `mmvit.create_model` knows, for example ``rtdetr_r50``.
-        task: ``detection`` or ``semantic``.
+        task: ``detection``, ``semantic``, ``instance`` or ``panoptic``.
         dataset: what it was trained and measured on: ``coco``, ``ade20k`` or ``cityscapes``.
-        url: address of the file; None for a checkpoint that is part of the package, or that only a web page leads to.
+        url: address of the file (``.pkl``: a pickle of arrays, of which `load_checkpoint` builds nothing else); None for a
+            checkpoint that is part of the package, or that only a web page leads to.
         sha256: its SHA-256, or the first digits of it, where the authors publish them.
         page: web page from which the file can be had by hand.
         packaged: file name within the package; None for a checkpoint that is downloaded.
@@ -34,6 +35,7 @@ class Published:
         crop: training crop of a segmenter, height x width.
         box_ap, box_ap50: AP of the authors' main table.
         box_ap_pytorch_table, box_ap50_pytorch_table: AP of the authors' PyTorch table, where `url` was converted from Paddle.
+        mask_ap, pq: AP of masks (of Cityscapes its instance AP), panoptic quality.
         miou_ss, miou_ms: mIoU at a single scale, and over several scales with flips.
         params_m, flops_g: parameters in millions, floating point operations in 1e9, as the authors count them.
         t4_fps: images per second on one T4, batch 1, TensorRT, fp16.
@@ -60,6 +62,8 @@ class Published:
     box_ap50: float | None = None
     box_ap_pytorch_table: float | None = None
     box_ap50_pytorch_table: float | None = None
+    mask_ap: float | None = None
+    pq: float | None = None
     miou_ss: float | None = None
     miou_ms: float | None = None
     params_m: float | None = None
@@ -80,9 +84,11 @@ class PublishedBackbone:
     """The published classification weights of a backbone.
 
     Attributes:
-        name: our name: the backbone's, with ``_22k`` where there are weights of ImageNet-1K, too.
-        url: address of the file.
+        name: our name: the backbone's, with ``_22k`` where there are weights of ImageNet-1K, too, and ``_22k_1k_384`` for those
+            that were then trained on ImageNet-1K at 384 x 384.
+        url: address of the file; None where only a web page leads to it.
         sha256: its SHA-256, or the first digits of it, where the authors publish them.
+        page: web page from which the file can be had by hand.
         pretrain: ``ImageNet-1K`` or ``ImageNet-22K``.
         input_size: side of the square input.
         imagenet_top1: top-1 accuracy of the authors' table, percent.
@@ -91,14 +97,20 @@ class PublishedBackbone:
     """
 
     name: str
-    url: str
+    url: str | None = None
     sha256: str | None = None
+    page: str | None = None
     pretrain: str | None = None
     input_size: int | None = None
     imagenet_top1: float | None = None
     params_m: float | None = None
     flops_g: float | None = None
     source: dict[str, str] | None = None
+
+    @property
+    def file_name(self) -> str:
+        """Name of the file in the weight cache: the address's own, ours where that ends in none (``.../?dl=1``)."""
+        return (self.url or "").partition("?")[0].rpartition("/")[2] or f"{self.name}.pth"
 
 
 @lru_cache(maxsize=1)
@@ -129,7 +141,7 @@ def published_backbone(name: str) -> PublishedBackbone | None:
 
 
 def backbone_url(name: str) -> str | None:
-    """Address of the weights of backbone `name` (underscores and case do not matter); None if the index has none."""
+    """Address of the weights of backbone `name` (underscores and case do not matter); None if the index knows none."""
     entry = published_backbone(name)
     return entry.url if entry else None
 

@@ -18,7 +18,16 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from mmvit.errors import UserError, did_you_mean
-from mmvit.weights.catalogue import FILES, Published, backbones, index, is_published, published, published_backbone
+from mmvit.weights.catalogue import (
+    FILES,
+    Published,
+    PublishedBackbone,
+    backbones,
+    index,
+    is_published,
+    published,
+    published_backbone,
+)
 
 TIMEOUT = 30.0  # seconds without a byte
 ATTEMPTS = 3  # in a row that bring nothing new
@@ -57,7 +66,7 @@ def resolve(name_or_path: str | os.PathLike[str], progress: bool = True) -> Path
         return _published(published(word), progress)
     backbone = published_backbone(word)
     if backbone:
-        return _fetch(backbone.url, cache_dir() / _file_name(backbone.url), progress, backbone.sha256)
+        return _listed(backbone, progress)
     if word.startswith(("http://", "https://")):
         # Two addresses may end in the same file name.
         return _fetch(word, cache_dir() / f"{hashlib.sha256(word.encode()).hexdigest()[:8]}-{_file_name(word)}", progress)
@@ -78,8 +87,11 @@ def _file_name(url: str) -> str:
 
 
 def _published(entry: Published, progress: bool) -> Path:
-    if entry.packaged:
-        return _packaged(entry)
+    return _packaged(entry) if entry.packaged else _listed(entry, progress)
+
+
+def _listed(entry: Published | PublishedBackbone, progress: bool) -> Path:
+    """The file of an entry of the index in the cache, downloaded unless it is there."""
     target = cache_dir() / entry.file_name
     if entry.url:
         return _fetch(entry.url, target, progress, entry.sha256)

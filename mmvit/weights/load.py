@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _SHOWN = 3  # keys named in an error
 _COUNTERS = "*.num_batches_tracked"
+#: Among the first bytes of files that `torch.save` wrote before it zipped them; other pickles do not have it there.
+_TORCH_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
 
 
 class _Ignored:
@@ -69,9 +71,10 @@ def _only_tensors() -> Iterator[None]:
 def load_checkpoint(path: str | os.PathLike[str]) -> tuple[StateDict, dict[str, Any]]:
     """Read the weights to evaluate, and what is said about them, from a checkpoint file.
 
-    Reads safetensors, and PyTorch files with ``weights_only=True``: no code in a file is ever run. Weights are taken from, in
-    this order: ``ema.module`` (official RT-DETR), ``state_dict`` (MMEngine, where `EMAHook` has put the averaged weights on
-    saving; the raw ones are then under ``ema_state_dict``), ``model``, the file itself. A ``module.`` before every key goes.
+    Reads safetensors, PyTorch files with ``weights_only=True``, and detectron2's pickles of arrays: no code in a file is ever
+    run. Weights are taken from, in this order: ``ema.module`` (official RT-DETR), ``state_dict_ema`` (timm's averages),
+    ``state_dict`` (MMEngine, where `EMAHook` has put the averaged weights on saving; the raw ones are then under
+    ``ema_state_dict``), ``model``, the file itself. A ``module.`` before every key goes.
 
     Returns:
         The state dict (tensors on the CPU), and a dict: the file's own meta entries, ``classes`` (tuple of names) where
@@ -82,7 +85,10 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[StateDict, dict[str, 
     """
     path = Path(path)
     kind = _kind(path)
-    state, meta = _read_safetensors(path) if kind == "safetensors" else _unwrap(_read_torch(path), path)
+    if kind == "safetensors":
+        state, meta = _read_safetensors(path)
+    else:
+        state, meta = _unwrap(_read_pickle(path) if kind == "pickle" else _read_torch(path), path)
     state = _strip(state, "module.")
     classes = _classes(meta)
     if classes:
@@ -91,7 +97,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[StateDict, dict[str, 
 
 
 def _kind(path: Path) -> str:
-    """'safetensors' or 'torch' by the first bytes, whatever the suffix says."""
+    """'safetensors', 'torch' or 'pickle' by the first bytes, whatever the suffix says."""
     try:
         with path.open("rb") as file:
             head = file.read(512)
@@ -107,8 +113,10 @@ def _kind(path: Path) -> str:
         raise UserError(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull`")
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
         return "safetensors"
-    if head.startswith((b"PK\x03\x04", b"\x80")):
+    if head.startswith(b"PK\x03\x04") or _TORCH_MAGIC in head[:32]:
         return "torch"
+    if head.startswith(b"\x80"):
+        return "pickle"
     raise UserError(
         f"{path} is not a checkpoint (it starts with {head[:8]!r}): expected a PyTorch file or safetensors; if it "
         "was downloaded, delete it and get it again"
@@ -141,6 +149,26 @@ def _decoded(value: str) -> Any:
         return value
 
 
+def _read_pickle(path: Path) -> Any:
+    from mmvit.weights.pickles import ForeignObject, read_pickle
+
+    try:
+        with path.open("rb") as file:
+            return read_pickle(file)
+    except ForeignObject as error:
+        raise _refused(path, str(error)) from error
+    except Exception as error:  # as below
+        raise _damaged(path, error) from error
+
+
+def _refused(path: Path, name: str) -> UserError:
+    return UserError(
+        f"checkpoint {path} holds more than tensors ({name}) and could run code, so it is refused: get a file of tensors only "
+        "(where you trust its origin, load it in a place of your own and save `model.state_dict()` with torch.save or "
+        "safetensors)"
+    )
+
+
 def _read_torch(path: Path) -> Any:
     import pickle
 
@@ -153,12 +181,7 @@ def _read_torch(path: Path) -> Any:
         foreign = re.search(r"GLOBAL ([\w.]+)|(?:but got|unrecognized function) (.+)", str(error))
         if foreign is None:
             raise _damaged(path, error) from error
-        name = next(group for group in foreign.groups() if group)
-        raise UserError(
-            f"checkpoint {path} holds more than tensors ({name}) and could run code, so it is refused: get a file "
-            "of tensors only (where you trust its origin, load it in a place of your own and save "
-            "`model.state_dict()` with torch.save or safetensors)"
-        ) from error
+        raise _refused(path, next(group for group in foreign.groups() if group)) from error
     except Exception as error:  # bytes from anywhere: the unpickler fails in every way there is
         raise _damaged(path, error) from error
 
@@ -170,7 +193,7 @@ def _unwrap(loaded: Any, path: Path) -> tuple[StateDict, dict[str, Any]]:
     if isinstance(ema, Mapping) and isinstance(ema.get("module"), Mapping):
         key, state = "ema.module", ema["module"]
     else:
-        key = next((key for key in ("state_dict", "model") if isinstance(loaded.get(key), Mapping)), "")
+        key = next((key for key in ("state_dict_ema", "state_dict", "model") if isinstance(loaded.get(key), Mapping)), "")
         state = loaded[key] if key else loaded
     return _tensors(state, path), {**_meta(loaded, bool(key)), "weights_key": key}
 
