@@ -20,7 +20,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["mmvit", "mmvit.*"]),
-    package_data={"mmvit": ["py.typed", "weights/*.json", "weights/files/*"]},
+    package_data={"mmvit": ["py.typed", "backbones/*.json", "weights/*.json", "weights/files/*"]},
     install_requires=requirements("runtime"),
     extras_require={
         "tests": requirements("tests"),

@@ -35,6 +35,7 @@ COMMANDS = {
     "predict": Command("draw and save predictions for pictures and videos", "mmvit.inference.command"),
     "check": Command("compare networks with the official ones (golden files)", "mmvit.check_golden"),
     "prepare": Command("download, check and convert data sets", "mmvit.data.prepare"),
+    "backbones": Command("list the backbones: parameters, FLOPs, strides, channels, paper", "mmvit.benchmark.collection"),
     "leaderboard": Command("compare evaluated runs with each other and with published figures", "mmvit.leaderboard"),
     "benchmark": Command("parameters, FLOPs, latency and memory of models, heads and metrics", "mmvit.benchmark"),
     "doctor": Command("check this installation, and say what is missing", "mmvit.doctor"),

@@ -32,6 +32,7 @@ def loaded_after(code: str) -> set[str]:
         "from mmvit.cli import main\ntry: main(['doctor', '--help'])\nexcept SystemExit: pass",
         "from mmvit.cli import main\ntry: main(['leaderboard', '--help'])\nexcept SystemExit: pass",
         "from mmvit.cli import main\ntry: main(['benchmark', '--help'])\nexcept SystemExit: pass",
+        "from mmvit.cli import main\ntry: main(['backbones', '--help'])\nexcept SystemExit: pass",
         "import mmvit.weights; mmvit.weights.index(); mmvit.weights.published_figures('upernet')",
     ],
 )

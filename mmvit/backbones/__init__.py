@@ -1,7 +1,8 @@
 """Backbones: one file per paper."""
 
 from .agent_attention import AgentPVT, AgentSwin
-from .base import Backbone, create_backbone, find_backbone, list_backbones, load_pretrained
+from .base import Backbone, create_backbone, find_backbone, load_pretrained
+from .catalogue import BackboneInfo, backbone_info, list_backbones
 from .convnext import ConvNeXt
 from .crossformer import CrossFormer, CrossFormerPlusPlus
 from .cswin import CSWin
@@ -31,6 +32,7 @@ __all__ = [
     "AgentPVT",
     "AgentSwin",
     "Backbone",
+    "BackboneInfo",
     "CSWin",
     "ConvNeXt",
     "CrossFormer",
@@ -65,6 +67,7 @@ __all__ = [
     "ViTCoMer",
     "ViTDet",
     "UniRepLKNet",
+    "backbone_info",
     "create_backbone",
     "find_backbone",
     "list_backbones",

@@ -161,6 +161,7 @@ class AgentSwin(AgentBackbone, Swin):
     """
 
     family = "agent_swin"
+    arxiv = "2312.08874"
     defaults = dict(agent_grids=(9, 12, 14, 7), pretrain_size=224)
     variants = {
         "t": dict(dim=96, depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24), agent_blocks=(2, 2, 6, 0), drop_path_rate=0.3),
@@ -205,6 +206,7 @@ class AgentPVT(AgentBackbone, PVT):
     """PVT (v1) with `AgentAttention` in all blocks: keys and values are not reduced."""
 
     family = "agent_pvt"
+    arxiv = "2312.08874"
     class_slot = False
     defaults = dict(agent_grids=(12, 16, 28, 28), pretrain_size=224)
     variants = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -28,6 +27,8 @@ class Backbone(nn.Module):
 
     family: ClassVar[str]
     variants: ClassVar[dict[str, dict[str, Any]]]
+    #: arXiv number of the paper that describes the network; the docstring of the file gives its title.
+    arxiv: ClassVar[str] = ""
     #: Other published names of variants -> names of `variants`.
     aliases: ClassVar[dict[str, str]] = {}
     #: Strides of all stages, by which `create_backbone` finds the stages that a head asks for.
@@ -141,20 +142,16 @@ def freeze(*modules: nn.Module) -> None:
                 part.rate = 0.0
 
 
-def _table() -> dict[str, tuple[type[Backbone], str]]:
+def named_variants() -> dict[str, tuple[type[Backbone], str]]:
+    """Class and variant of each backbone by name, aliases aside."""
     MODELS.import_from_location()
     families = [cls for cls in MODELS.module_dict.values() if isinstance(cls, type) and issubclass(cls, Backbone)]
     return {f"{cls.family}_{arch}": (cls, arch) for cls in families for arch in cls.variants}
 
 
-def list_backbones(pattern: str = "*") -> list[str]:
-    """The names that `create_backbone` knows and that match the shell-style `pattern`, sorted."""
-    return sorted(name for name in _table() if fnmatch.fnmatch(name, pattern))
-
-
 def find_backbone(name: str) -> tuple[type[Backbone], str]:
     """The class and the variant of backbone `name` (``<family>_<variant>``; underscores and case do not matter)."""
-    table = _table()
+    table = named_variants()
     names = {f"{cls.family}_{alias}": (cls, arch) for cls, _ in table.values() for alias, arch in cls.aliases.items()}
     plain = {key.replace("_", "").lower(): value for key, value in (names | table).items()}
     found = plain.get(name.replace("_", "").lower())

@@ -56,6 +56,7 @@ class ConvNeXt(Backbone):
     """
 
     family = "convnext"
+    arxiv = "2201.03545"
     rounds_down = True
     variants = {
         "tiny": dict(depths=(3, 3, 9, 3), dims=(96, 192, 384, 768), drop_path_rate=0.4),

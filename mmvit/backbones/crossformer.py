@@ -193,6 +193,7 @@ class CrossFormer(Backbone):
     """
 
     family = "crossformer"
+    arxiv = "2108.00154"
     rounds_down = True
     #: Whether amplitude cooling layers follow the third, sixth, ... block of a stage, but never its last.
     cooling: ClassVar[bool] = False
@@ -296,6 +297,7 @@ class CrossFormerPlusPlus(CrossFormer):
     """CrossFormer++: `CrossFormer` with amplitude cooling layers, which keep activations from growing with depth."""
 
     family = "crossformerpp"
+    arxiv = "2303.06908"
     cooling = True
     aliases = dict(small="s", base="b", large="l", huge="h")
     variants = {

@@ -101,6 +101,7 @@ class CSWin(Backbone):
     """
 
     family = "cswin"
+    arxiv = "2107.00652"
     variants = {
         "tiny": dict(dim=64, depths=(1, 2, 21, 1), num_heads=(2, 4, 8, 16), drop_path_rate=0.3),
         "small": dict(dim=64, depths=(2, 4, 32, 2), num_heads=(2, 4, 8, 16), drop_path_rate=0.4),

@@ -228,6 +228,7 @@ class EfficientFormer(MapPyramid):
     """
 
     family = "efficientformer"
+    arxiv = "2206.01191"
     #: Activation of the stem.
     stem_act: ClassVar[str] = "relu"
     variants = {
@@ -400,6 +401,7 @@ class EfficientFormerV2(EfficientFormer):
     """
 
     family = "efficientformerv2"
+    arxiv = "2212.08059"
     stem_act = "gelu"
     variants = {
         "s0": dict(

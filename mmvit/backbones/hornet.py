@@ -5,7 +5,6 @@ Paper: "HorNet: Efficient High-Order Spatial Interactions with Recursive Gated C
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import torch
@@ -138,6 +137,7 @@ class HorNet(Backbone):
     """
 
     family = "hornet"
+    arxiv = "2207.14284"
     rounds_down = True
     variants = {
         "tiny_7x7": dict(dim=64, drop_path_rate=0.4),
@@ -225,7 +225,7 @@ class HorNet(Backbone):
         return {name for name, _ in self.named_parameters() if name.endswith(".gamma")}
 
     def dense_only(self) -> set[str]:
-        return {name for name in self.state_dict() if re.match(r"norm\d", name)}
+        return {f"norm{i}.{part}" for i in self.out_indices for part in ("weight", "bias")}
 
     def fit_table(self, name: str, value: Tensor, own: Tensor) -> Tensor:
         """Global filters for images of another size are resized."""

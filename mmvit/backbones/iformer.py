@@ -111,6 +111,7 @@ class IFormer(Backbone):
     """
 
     family = "iformer"
+    arxiv = "2205.12956"
     _small = dict(
         dims=(96, 192, 320, 384),
         num_heads=(3, 6, 10, 12),

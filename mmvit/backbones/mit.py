@@ -18,6 +18,7 @@ class MiT(PVTv2):
     """
 
     family = "mit"
+    arxiv = "2105.15203"
     inner_eps = 1e-6
     variants = {
         "b0": dict(dims=(32, 64, 160, 256), depths=(2, 2, 2, 2), mlp_ratios=(4, 4, 4, 4)),

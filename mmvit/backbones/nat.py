@@ -100,6 +100,7 @@ class NAT(Backbone):
     """
 
     family = "nat"
+    arxiv = "2204.07143"
     variants = {
         "mini": dict(dim=64, depths=(3, 4, 6, 5), num_heads=(2, 4, 8, 16), mlp_ratio=3, drop_path_rate=0.2),
         "tiny": dict(dim=64, depths=(3, 4, 18, 5), num_heads=(2, 4, 8, 16), mlp_ratio=3, drop_path_rate=0.3),
@@ -218,6 +219,7 @@ class DiNAT(NAT):
     """
 
     family = "dinat"
+    arxiv = "2209.15001"
     variants = {
         "mini": dict(NAT.variants["mini"], dilations="ade20k"),
         "tiny": dict(NAT.variants["tiny"], dilations="ade20k"),
@@ -250,6 +252,7 @@ class DiNATs(Swin):
     """
 
     family = "dinat_s"
+    arxiv = "2209.15001"
     presets: ClassVar = {name: (first, second[-2:], *rest) for name, (first, second, *rest) in DILATIONS.items()}
     variants = {
         "tiny": dict(dim=96, depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24), drop_path_rate=0.3, dilations="ade20k"),

@@ -185,6 +185,7 @@ class NextViT(Backbone):
     """
 
     family = "nextvit"
+    arxiv = "2207.05501"
     #: Square roots of how many tokens are averaged to a key, in each stage.
     reductions = (8, 4, 2, 1)
     variants = {

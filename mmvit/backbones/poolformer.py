@@ -136,6 +136,7 @@ class MetaFormer(MapPyramid):
     """
 
     family = "metaformer"
+    arxiv = "2111.11418"
     variants = {
         "id_s12": dict(mixers=("identity",) * 4),
         "pppa_s12": dict(mixers=("pool", "pool", "pool", "attention")),

@@ -103,6 +103,7 @@ class PResNet(Backbone):
     """
 
     family = "presnet"
+    arxiv = "1812.01187"
     variants = {
         "18vd": dict(block="basic", depths=(2, 2, 2, 2), freeze_norm=False, frozen_stages=-1),
         "34vd": dict(block="basic", depths=(3, 4, 6, 3), freeze_norm=False, frozen_stages=-1),

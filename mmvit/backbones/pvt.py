@@ -183,6 +183,7 @@ class PVT(PyramidTransformer):
     """
 
     family = "pvt"
+    arxiv = "2102.12122"
     rounds_down = True
     patches = DISJOINT
     stage_norm = False
@@ -238,6 +239,7 @@ class PVTv2(PyramidTransformer):
     """PVT v2: overlapping patches, depthwise convolutions in the MLPs in place of position embeddings. Sides round up."""
 
     family = "pvt_v2"
+    arxiv = "2106.13797"
     patches = OVERLAPPING
     stage_norm = True
     variants = {

@@ -48,6 +48,7 @@ class ResNet(Backbone):
     """
 
     family = "resnet"
+    arxiv = "1512.03385"
     variants = {
         "50": dict(depths=(3, 4, 6, 3)),
         "101": dict(depths=(3, 4, 23, 3)),

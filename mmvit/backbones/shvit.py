@@ -102,6 +102,7 @@ class SHViT(Backbone):
     """
 
     family = "shvit"
+    arxiv = "2401.16456"
     strides = (16, 32, 64)
     variants = {
         "s1": dict(dims=(128, 224, 320), depths=(2, 4, 5), partial_dims=(None, 48, 68)),

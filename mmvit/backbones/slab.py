@@ -173,6 +173,8 @@ class FadingNorms(Backbone):
         settings: those of the network without PRepBN.
     """
 
+    arxiv = "2405.11582"
+
     def __init__(self, arch: str, *, fade_steps: int = 300_000, norm_eval: bool = False, **settings):
         super().__init__(arch, **settings)
         self.norm_eval = norm_eval
@@ -202,6 +204,8 @@ def affine_of(norm: nn.Module) -> tuple[Tensor, Tensor]:
 
 class MergingSwin(Swin):
     """Swin whose norms, but those of the outputs, can be folded into the layers around them."""
+
+    arxiv = "2405.11582"
 
     def merge(self) -> None:
         """Fold the norms (evaluation only; see `layers.reparam.deploy`). Attention still sees the same padded tokens."""

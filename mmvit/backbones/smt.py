@@ -102,6 +102,7 @@ class SMT(Backbone):
     """
 
     family = "smt"
+    arxiv = "2307.08579"
     variants = {
         "t": dict(dims=(64, 128, 256, 512), depths=(2, 2, 8, 1), drop_path_rate=0.1),
         "s": dict(dims=(64, 128, 256, 512), depths=(3, 4, 18, 2), drop_path_rate=0.2),

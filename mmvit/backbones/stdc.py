@@ -1,4 +1,7 @@
-"""STDC, the short-term dense concatenate network: BiSeNet's successor for fast segmentation (arXiv 2104.13188)."""
+"""STDC, the short-term dense concatenate network: the backbone of BiSeNet's successor for fast segmentation.
+
+Paper: "Rethinking BiSeNet For Real-time Semantic Segmentation" (arXiv 2104.13188).
+"""
 
 from __future__ import annotations
 
@@ -49,6 +52,7 @@ class STDC(Backbone):
     """
 
     family = "stdc"
+    arxiv = "2104.13188"
     variants = {
         "1": dict(depths=(2, 2, 2)),
         "2": dict(depths=(4, 5, 3)),

@@ -136,6 +136,7 @@ class Swin(Backbone):
     """
 
     family = "swin"
+    arxiv = "2103.14030"
     variants = {
         "tiny": dict(dim=96, depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24)),
         "small": dict(dim=96, depths=(2, 2, 18, 2), num_heads=(3, 6, 12, 24)),

@@ -167,6 +167,7 @@ class UniRepLKNet(Backbone):
     """
 
     family = "unireplknet"
+    arxiv = "2311.15599"
     variants = {
         "a": dict(depths=(2, 2, 6, 2), dims=(40, 80, 160, 320), drop_path_rate=0.0),
         "f": dict(depths=(2, 2, 6, 2), dims=(48, 96, 192, 384), drop_path_rate=0.0),
@@ -183,7 +184,7 @@ class UniRepLKNet(Backbone):
         "xl": dict(
             depths=(3, 3, 27, 3), dims=(256, 512, 1024, 2048), kernels=((3,), (13,), (13, 3, 3), (13,)), drop_path_rate=0.7
         ),
-        "debug": dict(depths=(1, 1, 4, 1), dims=(8, 12, 16, 24), kernels=((3,), (7,), (13, 3), (7,)), drop_path_rate=0.1),
+        "debug": dict(depths=(1, 1, 4, 1), dims=(16, 20, 24, 32), kernels=((3,), (7,), (13, 3), (7,)), drop_path_rate=0.1),
     }
 
     def __init__(

@@ -143,6 +143,7 @@ class ViT(PlainTransformer):
     """
 
     family = "vit"
+    arxiv = "2010.11929"
     antialias = True
     variants = {
         "deit_tiny": dict(dim=192, depth=12, num_heads=3),

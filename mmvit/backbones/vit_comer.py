@@ -266,6 +266,7 @@ class ViTCoMer(PlainTransformer):
     """
 
     family = "vit_comer"
+    arxiv = "2403.07392"
     strides = (4, 8, 16, 32)
     sequential = False
     _tiny = dict(dim=192, num_heads=3, deform_heads=6, mrfp_ratio=6.0, drop_path_rate=0.1)

@@ -106,6 +106,7 @@ class ViTDet(PlainTransformer):
     """
 
     family = "vitdet"
+    arxiv = "2203.16527"
     variants = {
         "b": dict(dim=768, depth=12, num_heads=12, drop_path_rate=0.1),
         "l": dict(dim=1024, depth=24, num_heads=16, drop_path_rate=0.4),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import statistics
 import time
 import weakref
@@ -12,24 +11,10 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
+from mmvit.layers.flops import count_flops
 
-def count_flops(run: Callable[[], Any]) -> int:
-    """Floating-point operations (two per multiply-add) of the matrix products and convolutions of one call."""
-    counter = FlopCounterMode(display=False)
-    counter.mod_tracker = _NoModules()
-    with counter:
-        run()
-    return counter.get_total_flops()
-
-
-class _NoModules(contextlib.nullcontext):
-    """Tells the counter that no module is running: PyTorch's own tracker fails on one that is given a parameter while no
-    gradients are recorded.
-    """
-
-    parents = frozenset({"Global"})
+__all__ = ["count_flops", "latencies", "peak_memory"]
 
 
 class _Tracker(TorchDispatchMode):
