@@ -8,7 +8,9 @@ python tools/test.py configs/cascade_mask_rcnn_coco_3x.py work_dirs/cascade_mask
 Expected: box AP / mask AP with swin_tiny 50.4 / 43.7, swin_small 51.9 / 45.0, swin_base 51.9 / 45.0
 (Swin-Transformer-Object-Detection), convnext_tiny 50.4 / 43.7, convnext_small 51.9 / 45.0, convnext_base 52.7 / 45.6,
 convnext_large 54.8 / 47.6, convnext_xlarge 55.2 / 47.7 (the last two from ImageNet-22K; facebookresearch/ConvNeXt),
-pvt_v2_b2 51.1 / 44.4, pvt_v2_b2_li 50.9 / 44.0 (whai362/PVT). Other backbones: no published figure of this recipe.
+pvt_v2_b2 51.1 / 44.4, pvt_v2_b2_li 50.9 / 44.0 (whai362/PVT). Agent-Swin, CrossFormer, CSWin, DiNAT, DiNAT_s, HorNet, NAT, SMT,
+UniRepLKNet: `mmvit.weights.published_figures("cascade_mask_rcnn", BACKBONE, "coco", schedule="3x")`. Other backbones: no
+published figure of this recipe.
 Cost: 16 images of up to 800 x 1333 a step on 8 GPUs; 86 M parameters and 745 GFLOPs (1280 x 800) with swin_tiny.
 """
 
@@ -26,4 +28,7 @@ backbone_recipes = {
         optim_wrapper=dict(optimizer=dict(lr=1e-4)),
     ),
     "convnext_xlarge": dict(model=dict(backbone=dict(drop_path_rate=0.8)), optim_wrapper=dict(optimizer=dict(lr=1e-4))),
+    "*nat_*tiny": dict(model=dict(backbone=dict(drop_path_rate=0.3))),
+    "nat_small": dict(model=dict(backbone=dict(drop_path_rate=0.3))),
+    "dinat_*small": dict(model=dict(backbone=dict(drop_path_rate=0.5))),
 }

@@ -14,6 +14,8 @@ import pytest
 import torch
 from engine_tools import CONFIGS, ROOT, tiny_config, tiny_data, train
 from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.evaluator import Evaluator
 from mmengine.hooks import Hook
 
 from mmvit.architectures import RTDETR
@@ -24,7 +26,7 @@ from mmvit.engine.optim import ParamRuleConstructor
 from mmvit.engine.recipes import apply_backbone_recipe
 from mmvit.engine.schedule import fit_schedule
 from mmvit.errors import UserError
-from mmvit.registry import DATASETS, MODELS, PARAM_SCHEDULERS
+from mmvit.registry import DATASETS, METRICS, MODELS, PARAM_SCHEDULERS
 
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.py"))
 DETECTORS = [name for name in NAMES if name.startswith("rtdetr")]
@@ -124,19 +126,39 @@ def flat(steps) -> list[str]:
 def test_mask_classifier_trains_a_step_and_is_evaluated(name, segments):
     torch.set_num_threads(1)
     cfg = assembled(name, segments)
-    cfg.default_hooks.update(curves=None, worst=None, checkpoint=None)
-    runner = Runner.from_cfg(cfg)
-    wrapper = runner.build_optim_wrapper(cfg.optim_wrapper)
+    model = MODELS.build(dict(cfg.model, backbone_pretrained=False)).train()
+    settings = {key: value for key, value in cfg.optim_wrapper.items() if key not in ("constructor", "paramwise_cfg")}
+    wrapper = ParamRuleConstructor(settings, cfg.optim_wrapper.paramwise_cfg)(model)
     assert len({group["lr"] for group in wrapper.optimizer.param_groups}) == (1 if "shapes" in name else 2)
-    losses = runner.bare_model.train_step(next(iter(runner.train_dataloader)), wrapper)
+    dataset = DATASETS.build(cfg.train_dataloader.dataset)
+    losses = model.train_step(pseudo_collate([dataset[0], dataset[1]]), wrapper)
     assert wrapper.stepped and all(torch.isfinite(loss) for loss in losses.values())
-    scores = runner.val_loop.run()
+    dataset = DATASETS.build(cfg.val_dataloader.dataset)
+    metrics = cfg.val_evaluator if isinstance(cfg.val_evaluator, list) else [cfg.val_evaluator]
+    evaluator = Evaluator([METRICS.build(metric) for metric in metrics])
+    evaluator.dataset_meta = dataset.metainfo
+    for i in range(len(dataset)):
+        batch = pseudo_collate([dataset[i]])
+        evaluator.process(model.eval().val_step(batch), batch)
+    scores = evaluator.evaluate(len(dataset))
     kinds = dict(panoptic="PQ", instance="coco/segm_mAP", semantic="mIoU")
-    wanted = {kinds[output] for output in runner.bare_model.outputs}
+    wanted = {kinds[output] for output in model.outputs}
     if "cityscapes" in name:
         wanted -= {"coco/segm_mAP"}  # that of Cityscapes' own tool, which needs its files
     assert {key for key in kinds.values() if key in scores} == wanted
-    assert runner.bare_model.num_classes == (8 if name.endswith("instance") else 12)
+    assert model.num_classes == (8 if name.endswith("instance") else 12)
+
+
+def test_mask_classifier_from_training_to_the_report(segments, tmp_path):
+    wishes = dict(work_dir=tmp_path, backbone="stdc_debug")
+    cfg = assembled("pem_cityscapes", segments, iters=1, **wishes)
+    cfg.default_hooks.curves = None
+    train(cfg)
+    report = evaluate(
+        load_config(CONFIGS / "pem_cityscapes.py"), tmp_path / "best.pth", data=segments, size=64, device="cpu", **wishes
+    )
+    assert (report["task"], report["arch"], report["input_size"]) == ("semantic", "pem", [64, 128])
+    assert report["scores"]["mIoU"] >= 0 and report["flops"] > 1e6 and (tmp_path / "worst.png").exists()
 
 
 @pytest.mark.parametrize("name", [name for name in MASKS if "shapes" not in name])
@@ -146,6 +168,7 @@ def test_mask_classifier_without_augmentation(name, segments):
     extra = ["RequireSegments"] if name.startswith("kmax") else ["SanitizeBoxes"] if name.endswith("instance") else []
     kinds = flat(cfg.train_dataloader.dataset.pipeline)
     assert kinds[:-1] == ["LoadImage", *load, "Resize", *extra]
+    assert bool(cfg.model.data_preprocessor.get("size")) == name.startswith("kmax")  # its sizes are part of the method
     train = cfg.train_dataloader.dataset
     sample = DATASETS.build(train)[0, 1]
     as_evaluated = DATASETS.build(dict(train, pipeline=cfg.val_dataloader.dataset.pipeline))[0, 2]
@@ -250,7 +273,7 @@ def test_schedules_of_mask_classifiers(name, shares):
         for settings in fit_schedule(cfg.param_scheduler, 500)
     ]
     for step in range(499):
-        assert optimizer.param_groups[0]["lr"] == pytest.approx(shares(step / 500), abs=4e-3), step
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(shares(step / 500), rel=0.03, abs=4e-3), step
         optimizer.step()
         for scheduler in schedulers:
             scheduler.step()
@@ -307,9 +330,7 @@ def test_size_keeps_the_proportions_of_mask_recipes(name, size, expected, segmen
             assert (shorts[0], shorts[-1]) == (whole // 2, whole * 2) and max(step.scales[0]) == 4 * whole
         if step.type == "RequireSegments":
             scale = min(expected["RandomCrop"]) / (1281 if "coco" in name else 1025)
-            assert step.min_pixels == pytest.approx(
-                4096 * (min(expected["RandomCrop"]) / (1281 if "coco" in name else 1025)) ** 2, rel=0.1
-            )
+            assert step.min_pixels == pytest.approx(4096 * scale**2, rel=0.1)
     if name.startswith("kmax"):
         assert cfg.model.data_preprocessor["size"] == expected["RandomCrop"]
         with pytest.raises(UserError, match="--size 130: the side must be a multiple of 32 or one more"):

@@ -10,9 +10,13 @@ model = dict(
     data_preprocessor=dict(type="SegPreprocessor"),
 )
 _head = dict(pattern=r"^decode_head\.", lr_mult=10.0)
+_layerwise = dict(optim_wrapper=dict(paramwise_cfg=dict(rules=[_head])))
 _rules = [_head, dict(pattern="norm", weight_decay=0.0, optional=True)]
 optim_wrapper = dict(paramwise_cfg=dict(rules=_rules))
 backbone_recipes = {
     "mit_*": dict(optim_wrapper=dict(paramwise_cfg=dict(rules=_rules))),
-    "convnext_*": dict(optim_wrapper=dict(paramwise_cfg=dict(rules=[_head]))),
+    "convnext_*": _layerwise,
+    "hornet_*": _layerwise,
+    "unireplknet_*": _layerwise,
+    "vit_comer_*": _layerwise,
 }

@@ -119,12 +119,23 @@ def drop_augmentation(cfg: Config) -> None:
     steps = [step for step in dataset.pipeline if "p" not in (accepted_arguments(TRANSFORMS.get(step.type)) or ())]
     steps = _sized_as_evaluated(cfg, steps)
     preprocessor = cfg.model.get("data_preprocessor", {})
-    if preprocessor.get("type") == "SegPreprocessor" and preprocessor.get("size"):
-        preprocessor.size = None  # that of the crops; batches are as large as their largest picture
+    if preprocessor.get("size") and not _holds_evaluated(cfg, _pair(preprocessor.size)):
+        preprocessor.size = None  # that of the crops; batches become as large as their largest picture
     dataset.pipeline = steps
     if cfg.model.get("data_preprocessor", {}).get("multi_scale"):
         cfg.model.data_preprocessor.multi_scale = None
     cfg.default_hooks.pop("stop_augmentation", None)
+
+
+def _holds_evaluated(cfg: Config, size: tuple[int, int]) -> bool:
+    """Whether every picture fits into `size` (height, width) as it is evaluated."""
+    resize = next(_steps(cfg, "Resize", "val"), None)
+    if resize is None:
+        return False
+    height, width = _pair(resize.size)
+    if resize.get("keep_ratio") and not resize.get("oriented"):  # either side may be the long one
+        height = width = max(height, width)
+    return height <= size[0] and width <= size[1]
 
 
 def _sized_as_evaluated(cfg: Config, steps: list) -> list:

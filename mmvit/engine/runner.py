@@ -34,7 +34,6 @@ from mmvit.engine.arguments import accepted_arguments
 from mmvit.engine.checkpoint import LAST, atomic_save, atomic_text, last_checkpoint, plain, read_checkpoint, remove_leftovers
 from mmvit.engine.hooks import counts_epochs, outlive_signals
 from mmvit.engine.log import quiet_console, say, shown
-from mmvit.engine.loops import IterTrainLoop
 from mmvit.engine.schedule import fit_schedule
 from mmvit.errors import UserError, did_you_mean
 from mmvit.registry import MODELS, RUNNERS
@@ -359,7 +358,7 @@ class Runner(_Runner):
                 scheduler.step()
 
     def build_param_scheduler(self, scheduler: Any) -> Any:
-        if isinstance(self.train_loop, IterTrainLoop) and isinstance(scheduler, (dict, list, tuple)):
+        if isinstance(scheduler, (dict, list, tuple)):
             scheduler = fit_schedule([scheduler] if isinstance(scheduler, dict) else list(scheduler), self.max_iters)
         return super().build_param_scheduler(scheduler)
 
