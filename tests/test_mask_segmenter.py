@@ -296,3 +296,8 @@ def test_large_images_are_processed_in_bands(kmax, monkeypatch):
         instances(logits, rows, kmax, range(11, 19))
 
     assert peak_memory(run, torch.device("cpu")) < 1.2 * 2**30
+
+
+def test_a_fifth_map_needs_a_backbone_that_has_one():
+    with pytest.raises(UserError, match="swin_debug.*behind its stem.*resnet"):
+        MaskSegmenter("kmax", 6, backbone="swin_debug", stem_map=True)

@@ -68,3 +68,15 @@ def test_the_quickstart_recipe_reaches_its_score(tmp_path):
 
     Runner.from_cfg(cfg).train()
     assert scores(tmp_path / "run")[-1] >= 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["kmax_shapes", "pem_shapes"])
+def test_the_small_panoptic_segmenters_reach_their_score(tmp_path, recipe):
+    data = ensure_shapes(tmp_path / "shapes", layouts=("coco", "panoptic"), odd_colours=SEGMENTED_ODD_COLOURS)
+    cfg = assemble(load_config(CONFIGS / f"{recipe}.py"), data=data, work_dir=tmp_path / "run", seed=0, device="cpu")
+    threads = torch.get_num_threads()
+    train(cfg)
+    torch.set_num_threads(threads)
+    found = scores(tmp_path / "run", "PQ")
+    assert found[-1] >= 0.6 and found[0] < found[-1]

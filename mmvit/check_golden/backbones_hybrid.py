@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .core import TOLERANCE, Report, check_network, fill_image
+from .core import Report, check_network, check_parts
 
 
 def check_nextvit(report: Report, golden: dict[str, Any], name: str) -> None:
@@ -13,8 +13,6 @@ def check_nextvit(report: Report, golden: dict[str, Any], name: str) -> None:
     With these weights rounding grows to 1e-3 of the later maps (``noise_floor_rel``), and the recorded ones are of single
     precision: they may differ by as much. The blocks' own outputs have no such noise.
     """
-    import torch
-
     from mmvit.backbones import create_backbone
 
     model = create_backbone(name)
@@ -24,9 +22,7 @@ def check_nextvit(report: Report, golden: dict[str, Any], name: str) -> None:
         return {f"stage{i}": x for i, x in enumerate(model(inputs[0]))}
 
     check_network(report, {**golden, "fp32_vs_fp64": floor}, model, model.convert, run)
-    for part, call in () if report.failures else golden.get("submodule_calls", {}).items():
-        x = torch.from_numpy(fill_image(call["input"]["shape"], call["input"]["seed"])).double()
-        report.output(part, model.get_submodule(part)(x), call["output"], TOLERANCE)
+    check_parts(report, golden, model)
 
 
 def check_iformer(report: Report, golden: dict[str, Any], name: str) -> None:
