@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from mmvit.layers.axial import NORM_EPS, NORM_MOMENTUM
 from mmvit.layers.conv import ConvNorm, set_batch_norms
 from mmvit.layers.drop import DropPath
+from mmvit.layers.reparam import batch_norm_affine, fold_after
 from mmvit.layers.resize import odd_resize
 from mmvit.ops.sampling import at_least_float32
 from mmvit.registry import MODELS
@@ -43,6 +45,13 @@ class QueryConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.norm(self.conv(x)))
 
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Fold the normalisation into the convolution (evaluation only; see `layers.reparam.deploy`)."""
+        if isinstance(self.norm, nn.BatchNorm1d):
+            fold_after(self.conv, *batch_norm_affine(self.norm))
+            self.norm = nn.Identity()
+
 
 class Predictor(nn.Module):
     """Embeddings of queries and a map -> classes, masks and pixel features.
@@ -66,12 +75,24 @@ class Predictor(nn.Module):
 
     def forward(self, mask_embedding: Tensor, class_embedding: Tensor, pixels: Tensor) -> KMaXPrediction:
         """Embeddings (B, dim, n), pixels (B, C, h, w)."""
-        features = F.normalize(self.pixel_last(self.pixel_conv1(self.pixel_conv0(pixels))), dim=1)
+        features = F.normalize(self.features(pixels), dim=1)
         logits = self.class_head(class_embedding).transpose(1, 2)
         logits = torch.cat([logits[..., :-1], logits[..., -1:] + self.void_bias], -1)
-        masks = torch.einsum("bchw,bcn->bnhw", features, self.mask_head(mask_embedding))
-        masks = self.mask_norm(masks.flatten(2)[:, None]).view_as(masks)
+        masks = self.mask_head(mask_embedding).transpose(1, 2) @ features.flatten(2)  # (B, n, h*w)
+        masks = self.mask_norm(masks[:, None])[:, 0].unflatten(2, features.shape[-2:])
         return KMaXPrediction(logits, masks, features)
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """Pixel features (B, dim / 2, h, w) before they get the length 1."""
+        return self.pixel_last(self.pixel_conv1(self.pixel_conv0(pixels)))
+
+    def winners(self, mask_embedding: Tensor, pixels: Tensor) -> Tensor:
+        """The query with the largest mask logit (of `forward` in evaluation) at each pixel, (B, h*w).
+
+        The pixel's length and the norm of the masks, an increasing function unless its weight is negative, change no rank.
+        """
+        masks = self.features(pixels).flatten(2).transpose(1, 2) @ self.mask_head(mask_embedding)
+        return (masks * self.mask_norm.weight.sign()).argmax(-1)
 
 
 class QuerySelfAttention(nn.Module):
@@ -94,10 +115,19 @@ def assigned_sums(values: Tensor, masks: Tensor) -> Tensor:
 
     values (B, C, h, w), masks (B, n, h, w) -> (B, C, n), in float32 or finer. No gradient reaches the assignment.
     """
-    winner = masks.detach().flatten(2).argmax(1)  # (B, h*w)
-    values = at_least_float32(values.flatten(2))
-    sums = values.new_zeros(*values.shape[:2], masks.shape[1])
-    return sums.scatter_add(2, winner[:, None].expand_as(values), values)
+    return sums_of(values, masks.detach().flatten(2).argmax(1), masks.shape[1])
+
+
+def sums_of(values: Tensor, winner: Tensor, count: int) -> Tensor:
+    """Sums (B, C, count), in float32 or finer, of the pixels of values (B, C, h, w) that go to each of `count` queries.
+
+    winner (B, h*w): the query of each pixel.
+    """
+    batch, channels = values.shape[:2]
+    tokens = at_least_float32(values.flatten(2)).transpose(1, 2).reshape(-1, channels)
+    image = torch.arange(batch, device=winner.device)[:, None] * count
+    sums = tokens.new_zeros(batch * count, channels).index_add(0, (winner + image).flatten(), tokens)
+    return sums.unflatten(0, (batch, count)).transpose(1, 2)
 
 
 class KMeansLayer(nn.Module):
@@ -122,16 +152,33 @@ class KMeansLayer(nn.Module):
             nn.init.normal_(layer.conv.weight, std=channels**-0.5)
 
     def forward(self, queries: Tensor, x: Tensor) -> tuple[Tensor, KMaXPrediction]:
-        pixels = self.pixel_conv1(F.gelu(x))
-        embedding = self.query_conv1(queries)
+        pixels, embedding = self.pixel_conv1(F.gelu(x)), self.query_conv1(queries)
         found = self.predictor(embedding, embedding, pixels)
         with torch.autocast(x.device.type, enabled=False):
-            sums = assigned_sums(self.pixel_value(pixels), found.masks)
+            sums = assigned_sums(self.pixel_value(at_least_float32(pixels)), found.masks)
+        return self.update(queries, embedding, sums), found
+
+    def next_queries(self, queries: Tensor, activated: Tensor) -> Tensor:
+        """The queries that `forward` returns in evaluation, without its prediction. activated: gelu(x).
+
+        The value layer is affine there: the values of a query's pixels sum to the value of their mean, times their number.
+        """
+        pixels, embedding = self.pixel_conv1(activated), self.query_conv1(queries)
+        winner = self.predictor.winners(embedding, pixels)
+        with torch.autocast(activated.device.type, enabled=False):
+            sums = sums_of(pixels, winner, queries.shape[-1])  # (B, dim, n)
+            sizes = sums_of(sums.new_ones(len(sums), 1, 1, winner.shape[1]), winner, queries.shape[-1])
+            sums = self.pixel_value((sums / sizes.clamp(min=1))[..., None])[..., 0] * sizes
+        return self.update(queries, embedding, sums)
+
+    def update(self, queries: Tensor, embedding: Tensor, sums: Tensor) -> Tensor:
+        """Queries after the k-means step with `sums` (B, dim, n), self-attention and feed-forward."""
+        with torch.autocast(queries.device.type, enabled=False):
             update = self.kmeans_conv(self.kmeans_norm(sums))
         queries = queries + self.drop_path(update)
         queries = F.gelu(queries + self.drop_path(self.query_conv3(self.self_attention(self.query_qkv(embedding)))))
         queries = F.gelu(queries + self.drop_path(self.ffn_conv2(self.ffn_conv1(queries))))
-        return queries, found
+        return queries
 
 
 class ASPP(nn.Module):
@@ -232,14 +279,19 @@ class KMaXDecoder(nn.Module):
     def forward(self, mask_features: Tensor, maps: Sequence[Tensor], all_layers: bool = True) -> list[KMaXPrediction]:
         """One prediction per layer, then the final one, at the size of `mask_features`; without `all_layers` the last only."""
         queries = self.centres.weight.expand(len(mask_features), -1, -1)
-        per_layer = [x for x, count in zip(maps, self.per_map, strict=True) for _ in range(count)]
-        found = []
+        layers, found = iter(self.layers), []
         size, side = mask_features.shape[-2:], mask_features.shape[-2]
-        for layer, x in zip(self.layers, per_layer, strict=True):
-            queries, prediction = layer(queries, x)
-            if all_layers:
-                masks, features = odd_resize(prediction.masks, size, side), odd_resize(prediction.features, size, side)
-                found.append(KMaXPrediction(prediction.logits, masks, features))
+        for x, count in zip(maps, self.per_map, strict=True):
+            if not all_layers and not self.training:
+                activated = F.gelu(x)
+                for layer in itertools.islice(layers, count):
+                    queries = layer.next_queries(queries, activated)
+                continue
+            for layer in itertools.islice(layers, count):
+                queries, prediction = layer(queries, x)
+                if all_layers:
+                    masks, features = odd_resize(prediction.masks, size, side), odd_resize(prediction.features, size, side)
+                    found.append(KMaXPrediction(prediction.logits, masks, features))
         return [*found, self.predictor(self.mask_projection(queries), self.class_projection(queries), mask_features)]
 
     @classmethod
