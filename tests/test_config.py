@@ -357,12 +357,15 @@ def test_an_upright_picture_fits_a_model_of_one_size():
     assert Resize((65, 129), keep_ratio=True)(dict(sample))["img"].shape == (129, 43, 3)
 
 
-def test_warm_up_is_linear_from_the_first_step(data, tmp_path):
+@pytest.mark.parametrize("end", [4, 1000])
+def test_warm_up_is_linear_from_the_first_step(data, tmp_path, end):
+    """It takes a tenth of a short run (42 iterations) at most: few pictures must see the full learning rate, too."""
     cfg = tiny_config(
         data,
         tmp_path,
-        options=("param_scheduler=[{'type': 'LinearLR', 'start_factor': 0.25, 'by_epoch': False, 'end': 4}]",),
+        options=("param_scheduler=[{'type': 'LinearLR', 'start_factor': 0.25, 'by_epoch': False, 'end': " + f"{end}}}]",),
         auto_scale_lr=False,
+        epochs=14,
     )
     rates = []
     runner = Runner.from_cfg(cfg)
@@ -372,7 +375,7 @@ def test_warm_up_is_linear_from_the_first_step(data, tmp_path):
         step(*args, **kwargs),
     )[1]
     runner.train()
-    assert rates == pytest.approx([0.00025, 0.0005, 0.00075, 0.001, 0.001, 0.001])
+    assert rates == pytest.approx([0.00025, 0.0005, 0.00075] + [0.001] * 39)
 
 
 @pytest.mark.parametrize(

@@ -314,10 +314,10 @@ def test_choices_that_make_no_sense() -> None:
         ({"model": Street(), "tta": True}, "tta is for semantic segmentation, but this model does panoptic"),
         ({"model": Street(), "task": "semantic", "slide": True}, "slide .* is a mask classifier"),
         ({"model": "rtdetr_shapes", "task": "panoptic"}, "does detection, not panoptic"),
-        ({"model": "mask2former_resnet_50_coco_pan"}, r"mask2former_coco_panoptic\.py --backbone resnet_50.*--checkpoint"),
-        ({"model": "mask2former_resnet_50_coco_ins"}, r"mask2former_coco_instance\.py"),
+        ({"model": "mask2former_pvt_tiny_coco_pan"}, r"mask2former_coco_panoptic\.py --backbone pvt_tiny.*--checkpoint"),
+        ({"model": "mask2former_pvt_tiny_coco_ins"}, r"mask2former_coco_instance\.py"),
         ({"model": "pem_stdc_2_cityscapes_sem"}, r"configs/pem_cityscapes\.py --backbone stdc_2"),
-        ({"model": "kmax_convnext_tiny"}, r"configs/kmax_coco_panoptic\.py --backbone convnext_tiny"),
+        ({"model": "kmax_pvt_tiny"}, r"configs/kmax_coco_panoptic\.py --backbone pvt_tiny"),
         ({"model": "vwmask2former_swin_tiny"}, r"mask2former_ade20k\.py --backbone swin_tiny .*model\.arch=vwmask2former"),
         ({"model": "kmax_convnext_tinny"}, "no model 'kmax_convnext_tinny'.*Did you mean"),
     ):

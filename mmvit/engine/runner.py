@@ -345,7 +345,15 @@ class Runner(_Runner):
         return iteration
 
     def _resume_schedule(self, states: Sequence[dict]) -> None:
-        for scheduler, state in zip(self.param_schedulers or (), states, strict=True):
+        schedulers = self.param_schedulers or []
+        common = min(len(schedulers), len(states))  # of runs of other lengths, one may have no warm-up, which comes first
+        if len(schedulers) != len(states):
+            self.logger.warning(
+                "this command asks for another length than the run was started with, and only one of the two has a warm-up: "
+                "the learning rate goes on without it"
+            )
+        self.param_schedulers = schedulers[len(schedulers) - common :]
+        for scheduler, state in zip(self.param_schedulers, states[len(states) - common :]):
             end = scheduler.end
             scheduler.load_state_dict(state)
             if scheduler.end != end:
