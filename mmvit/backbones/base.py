@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -131,6 +132,27 @@ class Backbone(nn.Module):
     def fit_table(self, name: str, value: Tensor, own: Tensor) -> Tensor:
         """The loaded `value` of entry `name`, resized to the shape of `own` if it is such a table, else as it is."""
         return value
+
+
+def renamed(
+    state_dict: dict[str, Tensor],
+    names: Sequence[tuple[str, str | Callable[[re.Match], str]]],
+    dropped: tuple[str, ...] = ("norm.", "head."),
+) -> dict[str, Tensor]:
+    """Entries with other names, for `Backbone.convert`.
+
+    Args:
+        state_dict: with the official names.
+        names: (regular expression of what is in an official name, ours), in order of application.
+        dropped: beginnings of the official names of what only a classifier has; these entries go.
+    """
+    out = {}
+    for key, value in state_dict.items():
+        if not key.startswith(dropped):
+            for theirs, ours in names:
+                key = re.sub(theirs, ours, key)
+            out[key] = value
+    return out
 
 
 def freeze(*modules: nn.Module) -> None:

@@ -13,12 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmvit.layers.drop import DropPath, drop_rates
-from mmvit.layers.norm import LayerNorm2d
 from mmvit.registry import MODELS
 
-from .base import Backbone, freeze
-
-EPS = 1e-6
+from .conv_pyramid import EPS, ConvPyramid, patch_layers
 
 
 class Block(nn.Module):
@@ -40,7 +37,7 @@ class Block(nn.Module):
 
 
 @MODELS.register_module()
-class ConvNeXt(Backbone):
+class ConvNeXt(ConvPyramid):
     """ConvNeXt. (N, 3, H, W) -> maps of stride 4, 8, 16, 32 (`out_indices` 0 to 3), each with its own norm; sides are floored.
 
     Args:
@@ -84,64 +81,24 @@ class ConvNeXt(Backbone):
         super().__init__(out_indices, with_cp)
         s = self.settings(arch, dict(depths=depths, dims=dims, drop_path_rate=drop_path_rate))
         dims = s["dims"]
-        stem = nn.Sequential(nn.Conv2d(3, dims[0], 4, 4), LayerNorm2d(dims[0], eps=EPS))
-        self.downsample_layers = nn.ModuleList([stem])
-        for before, dim in zip(dims[:-1], dims[1:]):
-            self.downsample_layers.append(nn.Sequential(LayerNorm2d(before, eps=EPS), nn.Conv2d(before, dim, 2, 2)))
         rates = drop_rates(s["drop_path_rate"], s["depths"])
-        self.stages = nn.ModuleList(
-            nn.ModuleList(Block(dim, rate, layer_scale_init) for rate in stage) for dim, stage in zip(dims, rates)
-        )
+        stages = [[Block(dim, rate, layer_scale_init) for rate in stage] for dim, stage in zip(dims, rates)]
+        self._assemble(dims, patch_layers(dims), stages, frozen_stages, output_norms=not kmax_padding)
         self.kmax_padding, self.with_stem = kmax_padding, with_stem
-        for i in () if kmax_padding else self.out_indices:
-            self.add_module(f"norm{i}", LayerNorm2d(dims[i], eps=EPS))
-        self.apply(self._initialise)
-        self._set_features(dims, self.strides)
         if with_stem:
             self.feature_info.insert(0, (dims[0], 4))
-        self.num_layers = 3 + -(-s["depths"][2] // 3)
-        if frozen_stages >= 0:
-            freeze(self.downsample_layers[0], *self.downsample_layers[:frozen_stages], *self.stages[:frozen_stages])
 
-    @staticmethod
-    def _initialise(module: nn.Module) -> None:
-        """Weights N(0, 0.02) truncated, biases 0."""
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
-            nn.init.trunc_normal_(module.weight, std=0.02)
-            nn.init.zeros_(module.bias)
+    def enter(self, stage: int, x: Tensor) -> Tensor:
+        if self.kmax_padding:
+            x = F.pad(x, (0, 1, 0, 1) if stage else (1, 2, 1, 2))
+        return super().enter(stage, x)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        outputs = []
-        for i in range(max(self.out_indices) + 1):
-            if self.kmax_padding:
-                x = F.pad(x, (0, 1, 0, 1) if i else (1, 2, 1, 2))
-            x = self.downsample_layers[i](x)
-            if self.with_stem and i == 0:
-                outputs.append(x)
-            for block in self.stages[i]:
-                x = self.run_stage(block, x)
-            if i in self.out_indices:
-                outputs.append(x if self.kmax_padding else self.get_submodule(f"norm{i}")(x))
-        return tuple(outputs)
-
-    def layer_depth(self, name: str) -> int:
-        """Stem 0; stage 0: 1; stage 1: 2; stage 2: from 3 on one step per 3 blocks; stage 3: `num_layers`.
-
-        A downsampling layer goes with the stage after it. 6 steps in "tiny", 12 in the larger variants.
-        """
-        kind, *rest = name.split(".")
-        if kind == "downsample_layers":
-            return (0, 2, 3, self.num_layers)[int(rest[0])]
-        if kind == "stages":
-            stage, block = int(rest[0]), int(rest[1])
-            return (1, 2, 3 + block // 3, self.num_layers)[stage]
-        return self.num_layers + 1
+        stem = self.enter(0, x)
+        return ((stem,) if self.with_stem else ()) + self.run_from(stem)
 
     def no_weight_decay(self) -> set[str]:
         return {name for name, _ in self.named_parameters() if name.endswith(".gamma")}
-
-    def dense_only(self) -> set[str]:
-        return {name for name in self.state_dict() if re.match(r"norm\d", name)}
 
     @classmethod
     def convert(cls, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

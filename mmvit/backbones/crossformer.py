@@ -20,8 +20,8 @@ from mmvit.layers.transformer import PreNormBlock
 from mmvit.layers.window import Size, pad_to_multiple, relative_position_bias, tensor_cache
 from mmvit.registry import MODELS
 
-from .base import Backbone, freeze
-from .swin import Stage
+from .base import renamed
+from .swin import LevelPyramid, Stage
 
 PATCHES = (4, 8, 16, 32)
 MASKED = -3e4  # on the logits of padded keys: as good as -infinity, and within half precision
@@ -172,7 +172,7 @@ class CooledBlock(PreNormBlock):
 
 
 @MODELS.register_module()
-class CrossFormer(Backbone):
+class CrossFormer(LevelPyramid):
     """CrossFormer. (N, 3, H, W) -> maps of stride 4, 8, 16, 32 without norms; sides are floored at every halving.
 
     The first, third, ... block of a stage attends at short distance, the others at long distance. Inside, maps are
@@ -233,9 +233,8 @@ class CrossFormer(Backbone):
         given = dict(dim=dim, depths=depths, num_heads=num_heads, group_sizes=group_sizes, intervals=intervals)
         s = dict(group_sizes=(7, 7, 7, 7), intervals=(8, 4, 2, 1), mlp_ratio=4.0)
         s |= self.settings(arch, {**given, "mlp_ratio": mlp_ratio, "drop_path_rate": drop_path_rate})
-        self.depths = tuple(s["depths"])
         dims = [s["dim"] * 2**i for i in range(4)]
-        rates = drop_rates(s["drop_path_rate"], self.depths)
+        rates = drop_rates(s["drop_path_rate"], s["depths"])
         self.patch_embed = CrossScaleEmbedding(dims[0])
         self.layers = nn.ModuleList()
         for i, width in enumerate(dims):
@@ -245,51 +244,15 @@ class CrossFormer(Backbone):
                 attn = GroupAttention(width, s["num_heads"][i], s["group_sizes"][i], interval)
                 mlp = FeedForward(width, int(width * s["mlp_ratio"]))
                 parts = nn.LayerNorm(width), attn, nn.LayerNorm(width), mlp, rate
-                cooled = self.cooling and (j + 1) % 3 == 0 and j < self.depths[i] - 1
+                cooled = self.cooling and (j + 1) % 3 == 0 and j < s["depths"][i] - 1
                 blocks.append(CooledBlock(width, *parts) if cooled else PreNormBlock(*parts))
             self.layers.append(Stage(blocks, CrossScaleMerging(width) if i < 3 else None))
-        self.apply(self._initialise)
-        self._set_features(dims, self.strides)
-        self.num_layers = sum(self.depths)
-        if frozen_stages >= 0:
-            freeze(self.patch_embed, *self.layers[:frozen_stages])
-
-    @staticmethod
-    def _initialise(module: nn.Module) -> None:
-        """Linear weights N(0, 0.02) truncated, biases 0; convolutions as PyTorch makes them."""
-        if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=0.02)
-            nn.init.zeros_(module.bias)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        outputs = []
-        x = self.patch_embed(x)
-        for i in range(max(self.out_indices) + 1):
-            if i:
-                x = self.layers[i - 1].downsample(x)
-            for block in self.layers[i].blocks:
-                x = self.run_stage(block, x)
-            if i in self.out_indices:
-                outputs.append(x.permute(0, 3, 1, 2))
-        return tuple(outputs)
-
-    def layer_depth(self, name: str) -> int:
-        """Embedding 0, then one step per block; what halves the map goes with the block after it."""
-        if name.startswith("patch_embed."):
-            return 0
-        _, stage, part, block, *_ = name.split(".")
-        if part == "downsample":
-            return sum(self.depths[: int(stage) + 1]) + 1
-        return sum(self.depths[: int(stage)]) + 1 + int(block)
+        self._complete(dims, frozen_stages, output_norms=False)
 
     @classmethod
     def convert(cls, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Names of the papers' repository -> ours; what only a classifier has goes."""
-        return {
-            key.replace(".ex_conv.", ".acl.conv.").replace(".ex_ln.", ".acl.norm."): value
-            for key, value in state_dict.items()
-            if not key.startswith(("norm.", "head."))
-        }
+        return renamed(state_dict, ((r"\.ex_conv\.", ".acl.conv."), (r"\.ex_ln\.", ".acl.norm.")))
 
 
 @MODELS.register_module()

@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from mmvit.errors import UserError
 from mmvit.layers.attention import check_heads
 from mmvit.layers.drop import drop_rates
+from mmvit.layers.init import init_linear
 from mmvit.layers.mlp import FeedForward
 from mmvit.layers.transformer import PatchEmbed, PreNormBlock
 from mmvit.layers.window import window_reverse
 from mmvit.registry import MODELS
 
-from .base import Backbone, freeze
+from .base import freeze, renamed
+from .staged import StagedBackbone
 
 
 class LePEAttention(nn.Module):
@@ -82,7 +84,7 @@ class CrossShapedAttention(nn.Module):
 
 
 @MODELS.register_module()
-class CSWin(Backbone):
+class CSWin(StagedBackbone):
     """CSWin Transformer. (N, 3, H, W) -> maps of stride 4, 8, 16, 32, each with its own norm.
 
     Sides of the first map are floor((H + 1) / 4), as the paper's stem makes them, and halve rounding up. Inside, maps are
@@ -130,7 +132,7 @@ class CSWin(Backbone):
         given = dict(dim=dim, depths=depths, num_heads=num_heads, stripes=stripes, mlp_ratio=mlp_ratio)
         s = dict(stripes=(1, 2, 7), mlp_ratio=4.0)
         s |= self.settings(arch, {**given, "drop_path_rate": drop_path_rate})
-        self.depths = tuple(s["depths"])
+        self._set_depths(s["depths"])
         dims = [s["dim"] * 2**i for i in range(4)]
         rates = drop_rates(s["drop_path_rate"], self.depths)
         self.patch_embed = PatchEmbed(3, dims[0], 7, 4, 2, nn.LayerNorm(dims[0]))
@@ -152,33 +154,24 @@ class CSWin(Backbone):
             )
             if i in self.out_indices:
                 self.add_module(f"norm{i + 1}", nn.LayerNorm(width))
-        self.apply(self._initialise)
+        self.apply(init_linear)
         self._set_features(dims, self.strides)
-        self.num_layers = sum(self.depths)
         if frozen_stages >= 0:
             frozen = [f"stage{i + 1}" for i in range(frozen_stages)] + [f"merge{i}" for i in range(1, frozen_stages)]
             freeze(self.patch_embed, *map(self.get_submodule, frozen))
-
-    @staticmethod
-    def _initialise(module: nn.Module) -> None:
-        """Linear weights N(0, 0.02) truncated, biases 0; convolutions as PyTorch makes them."""
-        if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=0.02)
-            nn.init.zeros_(module.bias)
 
     @classmethod
     def map_side(cls, side: int, stride: int) -> int:
         return -(-((side + 1) // 4) // (stride // 4))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        outputs = []
-        for i in range(max(self.out_indices) + 1):
-            x = self.get_submodule(f"merge{i}")(x.permute(0, 3, 1, 2)) if i else self.patch_embed(x)
-            for block in self.get_submodule(f"stage{i + 1}"):
-                x = self.run_stage(block, x)
-            if i in self.out_indices:
-                outputs.append(self.get_submodule(f"norm{i + 1}")(x).permute(0, 3, 1, 2))
-        return tuple(outputs)
+    def enter(self, stage: int, x: Tensor) -> Tensor:
+        return self.get_submodule(f"merge{stage}")(x.permute(0, 3, 1, 2)) if stage else self.patch_embed(x)
+
+    def stage_blocks(self, stage: int) -> nn.ModuleList:
+        return self.get_submodule(f"stage{stage + 1}")
+
+    def output(self, stage: int, x: Tensor) -> Tensor:
+        return self.get_submodule(f"norm{stage + 1}")(x).permute(0, 3, 1, 2)
 
     def layer_depth(self, name: str) -> int:
         """Stem 0, then one step per block; what halves the map goes with the block after it."""
@@ -187,23 +180,12 @@ class CSWin(Backbone):
         kind, stage, block = re.match(r"(stage|merge|norm)(\d)\.(\w+)", name).groups()
         if kind == "norm":
             return self.num_layers + 1
-        if kind == "merge":
-            return sum(self.depths[: int(stage)]) + 1
-        return sum(self.depths[: int(stage) - 1]) + 1 + int(block)
-
-    def dense_only(self) -> set[str]:
-        return {f"norm{i + 1}.{part}" for i in self.out_indices for part in ("weight", "bias")}
+        return self.block_depth(int(stage)) if kind == "merge" else self.block_depth(int(stage) - 1, int(block))
 
     @classmethod
     def convert(cls, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Names of the paper's repository -> ours; what only a classifier has goes."""
-        renamed = {}
-        for key, value in state_dict.items():
-            if not key.startswith(("norm.", "head.")):
-                for theirs, ours in _OFFICIAL:
-                    key = re.sub(theirs, ours, key)
-                renamed[key] = value
-        return renamed
+        return renamed(state_dict, _OFFICIAL)
 
 
 #: (the paper's repository's name as a regular expression, ours), in order of application.

@@ -17,9 +17,8 @@ from mmvit.layers.norm import LayerNorm2d
 from mmvit.layers.scale import LayerScale, LayerScale2d
 from mmvit.registry import MODELS
 
-from .base import Backbone, freeze
-
-EPS = 1e-6
+from .base import renamed
+from .conv_pyramid import EPS, ConvPyramid, patch_layers
 
 #: Rows and columns of the spectrum (of the half that a real transform has) for which a global filter stores its factors.
 Grid = tuple[int, int]
@@ -120,7 +119,7 @@ GRIDS_384: tuple[Grid | None, ...] = (None, None, (24, 13), (12, 7))
 
 
 @MODELS.register_module()
-class HorNet(Backbone):
+class HorNet(ConvPyramid):
     """HorNet. (N, 3, H, W) -> maps of stride 4, 8, 16, 32 (`out_indices` 0 to 3), each with its own norm; sides are floored.
 
     Args:
@@ -139,6 +138,7 @@ class HorNet(Backbone):
     family = "hornet"
     arxiv = "2207.14284"
     rounds_down = True
+    blocks_per_step = 2
     variants = {
         "tiny_7x7": dict(dim=64, drop_path_rate=0.4),
         "tiny_gf": dict(dim=64, grids=GRIDS_224, drop_path_rate=0.4),
@@ -173,59 +173,15 @@ class HorNet(Backbone):
         given = dict(dim=dim, depths=depths, orders=orders, grids=grids, drop_path_rate=drop_path_rate)
         s = dict(depths=(2, 3, 18, 2), orders=(2, 3, 4, 5), grids=(None,) * 4) | self.settings(arch, given)
         dims = [s["dim"] * 2**i for i in range(4)]
-        stem = nn.Sequential(nn.Conv2d(3, dims[0], 4, 4), LayerNorm2d(dims[0], eps=EPS))
-        self.downsample_layers = nn.ModuleList([stem])
-        for before, width in zip(dims[:-1], dims[1:]):
-            self.downsample_layers.append(nn.Sequential(LayerNorm2d(before, eps=EPS), nn.Conv2d(before, width, 2, 2)))
         rates = drop_rates(s["drop_path_rate"], s["depths"])
-        self.stages = nn.ModuleList(
-            nn.ModuleList(Block(width, order, grid, rate, layer_scale_init) for rate in stage)
+        stages = [
+            [Block(width, order, grid, rate, layer_scale_init) for rate in stage]
             for width, order, grid, stage in zip(dims, s["orders"], s["grids"], rates, strict=True)
-        )
-        for i in self.out_indices:
-            self.add_module(f"norm{i}", LayerNorm2d(dims[i], eps=EPS))
-        self.apply(self._initialise)
-        self._set_features(dims, self.strides)
-        self.num_layers = 3 + -(-s["depths"][2] // 2)
-        if frozen_stages >= 0:
-            freeze(self.downsample_layers[0], *self.downsample_layers[:frozen_stages], *self.stages[:frozen_stages])
-
-    @staticmethod
-    def _initialise(module: nn.Module) -> None:
-        """Weights N(0, 0.02) truncated, biases 0."""
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
-            nn.init.trunc_normal_(module.weight, std=0.02)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        outputs = []
-        for i in range(max(self.out_indices) + 1):
-            x = self.downsample_layers[i](x)
-            for block in self.stages[i]:
-                x = self.run_stage(block, x)
-            if i in self.out_indices:
-                outputs.append(self.get_submodule(f"norm{i}")(x))
-        return tuple(outputs)
-
-    def layer_depth(self, name: str) -> int:
-        """Stem 0; stage 0: 1; stage 1: 2; stage 2: from 3 on one step per two blocks; stage 3: `num_layers`.
-
-        A downsampling layer goes with the stage after it.
-        """
-        kind, *rest = name.split(".")
-        if kind == "downsample_layers":
-            return (0, 2, 3, self.num_layers)[int(rest[0])]
-        if kind == "stages":
-            stage, block = int(rest[0]), int(rest[1])
-            return (1, 2, 3 + block // 2, self.num_layers)[stage]
-        return self.num_layers + 1
+        ]
+        self._assemble(dims, patch_layers(dims), stages, frozen_stages)
 
     def no_weight_decay(self) -> set[str]:
         return {name for name, _ in self.named_parameters() if name.endswith(".gamma")}
-
-    def dense_only(self) -> set[str]:
-        return {f"norm{i}.{part}" for i in self.out_indices for part in ("weight", "bias")}
 
     def fit_table(self, name: str, value: Tensor, own: Tensor) -> Tensor:
         """Global filters for images of another size are resized."""
@@ -236,11 +192,4 @@ class HorNet(Backbone):
     @classmethod
     def convert(cls, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Names of the paper's repository -> ours; what only a classifier has goes."""
-        names = {".gamma1": ".scale1.gamma", ".gamma2": ".scale2.gamma", ".pwconv1.": ".mlp.fc1.", ".pwconv2.": ".mlp.fc2."}
-        renamed = {}
-        for key, value in state_dict.items():
-            for theirs, ours in names.items():
-                key = key.replace(theirs, ours)
-            if not key.startswith(("norm.", "head.")):
-                renamed[key] = value
-        return renamed
+        return renamed(state_dict, ((r"\.gamma(\d)$", r".scale\1.gamma"), (r"\.pwconv(\d)\.", r".mlp.fc\1.")))

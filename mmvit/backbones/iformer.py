@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mmvit.layers.attention import check_heads
 from mmvit.layers.conv import ConvNorm
 from mmvit.layers.drop import drop_rates
+from mmvit.layers.init import init_linear_and_conv
 from mmvit.layers.mlp import FeedForward
 from mmvit.layers.position import resize_grid
 from mmvit.layers.resize import resize
@@ -22,7 +23,8 @@ from mmvit.layers.scale import LayerScale
 from mmvit.layers.transformer import PreNormBlock
 from mmvit.registry import MODELS
 
-from .base import Backbone, freeze
+from .base import freeze
+from .staged import StagedBackbone
 
 EPS = 1e-6
 
@@ -93,7 +95,7 @@ class InceptionMixer(nn.Module):
 
 
 @MODELS.register_module()
-class IFormer(Backbone):
+class IFormer(StagedBackbone):
     """iFormer. (N, 3, H, W) -> maps of stride 4, 8, 16, 32 (`out_indices` 0 to 3), without norms; sides round up.
 
     Learnt position embeddings follow each patch embedding; they are resized bilinearly to maps of other sides than their own.
@@ -160,7 +162,7 @@ class IFormer(Backbone):
         given = dict(dims=dims, num_heads=num_heads, attention_heads=attention_heads, image_size=image_size)
         s = {"image_size": 224, **self.settings(arch, {**given, "drop_path_rate": drop_path_rate})}
         dims, heads = s["dims"], s["attention_heads"]
-        self.depths = tuple(map(len, heads))
+        self._set_depths([len(blocks) for blocks in heads])
         stem = nn.Sequential(
             ConvNorm(3, dims[0] // 2, 3, 2, act="gelu", bias=True), ConvNorm(dims[0] // 2, dims[0], 3, 2, bias=True)
         )
@@ -176,9 +178,10 @@ class IFormer(Backbone):
             )
             for stage in range(4)
         )
-        self._initialise()
+        self.apply(init_linear_and_conv)
+        for position in self.pos_embed:
+            nn.init.trunc_normal_(position, std=0.02)
         self._set_features(dims, self.strides)
-        self.num_layers = sum(self.depths)
         if frozen_stages >= 0:
             count = max(1, frozen_stages)
             freeze(*self.patch_embed[:count], *self.blocks[:frozen_stages])
@@ -196,35 +199,25 @@ class IFormer(Backbone):
             *((LayerScale(dim), LayerScale(dim)) if stage > 1 else ()),
         )
 
-    def _initialise(self) -> None:
-        """Weights and positions N(0, 0.02) truncated, biases 0."""
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Conv2d)):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        for position in self.pos_embed:
-            nn.init.trunc_normal_(position, std=0.02)
+    def enter(self, stage: int, x: Tensor) -> Tensor:
+        x = self.patch_embed[stage](x).permute(0, 2, 3, 1)
+        return x + resize_grid(self.pos_embed[stage], *x.shape[1:3])
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        outputs = []
-        for i in range(max(self.out_indices) + 1):
-            x = self.patch_embed[i](x).permute(0, 2, 3, 1)
-            x = x + resize_grid(self.pos_embed[i], *x.shape[1:3])
-            for block in self.blocks[i]:
-                x = self.run_stage(block, x)
-            x = x.permute(0, 3, 1, 2)
-            if i in self.out_indices:
-                outputs.append(x)
-        return tuple(outputs)
+    def stage_blocks(self, stage: int) -> nn.ModuleList:
+        return self.blocks[stage]
+
+    def leave(self, stage: int, x: Tensor) -> Tensor:
+        return x.permute(0, 3, 1, 2)
+
+    def output(self, stage: int, x: Tensor) -> Tensor:
+        return x
 
     def layer_depth(self, name: str) -> int:
         """Stem 0, then one step per block; a patch embedding and its positions go with the block after them."""
         kind, stage, *rest = name.split(".")
-        before = sum(self.depths[: int(stage)])
         if kind == "blocks":
-            return before + 1 + int(rest[0])
-        return before + 1 if before else 0
+            return self.block_depth(int(stage), int(rest[0]))
+        return self.block_depth(int(stage)) if stage != "0" else 0
 
     def no_weight_decay(self) -> set[str]:
         return {name for name, _ in self.named_parameters() if name.startswith("pos_embed.") or name.endswith(".gamma")}

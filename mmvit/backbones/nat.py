@@ -20,8 +20,8 @@ from mmvit.layers.scale import LayerScale
 from mmvit.layers.transformer import PreNormBlock
 from mmvit.registry import MODELS
 
-from .base import Backbone, freeze
-from .swin import Stage, Swin
+from .base import renamed
+from .swin import LevelPyramid, Stage, Swin
 
 #: The dilations of one stage, repeated over its blocks.
 Pattern = Sequence[int]
@@ -78,7 +78,7 @@ class ConvDownsampler(nn.Module):
 
 
 @MODELS.register_module()
-class NAT(Backbone):
+class NAT(LevelPyramid):
     """Neighborhood Attention Transformer. (N, 3, H, W) -> maps of stride 4, 8, 16, 32; sides round up at every halving.
 
     Inside, maps are (N, h, w, C).
@@ -132,10 +132,9 @@ class NAT(Backbone):
         given = dict(dim=dim, depths=depths, num_heads=num_heads, kernel=kernel, dilations=dilations, mlp_ratio=mlp_ratio)
         given.update(layer_scale_init=layer_scale_init, drop_path_rate=drop_path_rate)
         s = dict(kernel=7, dilations="none", mlp_ratio=2, layer_scale_init=None) | self.settings(arch, given)
-        self.depths = tuple(s["depths"])
         dims = [s["dim"] * 2**i for i in range(4)]
-        rates = drop_rates(s["drop_path_rate"], self.depths)
-        steps = block_dilations(s["dilations"], self.depths, DILATIONS)
+        rates = drop_rates(s["drop_path_rate"], s["depths"])
+        steps = block_dilations(s["dilations"], s["depths"], DILATIONS)
         self.patch_embed = ConvTokenizer(dims[0])
         self.levels = nn.ModuleList()
         for i, (width, heads) in enumerate(zip(dims, s["num_heads"], strict=True)):
@@ -154,48 +153,13 @@ class NAT(Backbone):
                     )
                 )
             self.levels.append(Stage(blocks, ConvDownsampler(width) if i < 3 else None))
-        self._set_features(dims, self.strides)
-        for i in self.out_indices:
-            self.add_module(f"norm{i}", nn.LayerNorm(dims[i]))
-        self.num_layers = sum(self.depths)
-        self.apply(self._initialise)
-        if frozen_stages >= 0:
-            freeze(self.patch_embed, *self.levels[:frozen_stages])
+        self._complete(dims, frozen_stages)
 
-    @staticmethod
-    def _initialise(module: nn.Module) -> None:
-        if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=0.02)
-            nn.init.zeros_(module.bias)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        x = self.patch_embed(x)
-        outputs = []
-        for i in range(max(self.out_indices) + 1):
-            if i:
-                x = self.levels[i - 1].downsample(x)
-            for block in self.levels[i].blocks:
-                x = self.run_stage(block, x)
-            if i in self.out_indices:
-                outputs.append(self.get_submodule(f"norm{i}")(x).permute(0, 3, 1, 2))
-        return tuple(outputs)
-
-    def layer_depth(self, name: str) -> int:
-        """Stem 0, then one step per block; a downsampling layer goes with the block after it."""
-        if name.startswith("patch_embed."):
-            return 0
-        if not name.startswith("levels."):
-            return self.num_layers + 1
-        _, stage, part, block, *_ = name.split(".")
-        if part == "downsample":
-            return sum(self.depths[: int(stage) + 1]) + 1
-        return sum(self.depths[: int(stage)]) + 1 + int(block)
+    def level(self, stage: int) -> Stage:
+        return self.levels[stage]
 
     def no_weight_decay(self) -> set[str]:
         return {name for name, _ in self.named_parameters() if name.endswith((".rpb", ".gamma"))}
-
-    def dense_only(self) -> set[str]:
-        return {f"norm{i}.{part}" for i in self.out_indices for part in ("weight", "bias")}
 
     def fit_table(self, name: str, value: Tensor, own: Tensor) -> Tensor:
         """Bias tables of another window size are resized bicubically."""
@@ -204,11 +168,7 @@ class NAT(Backbone):
     @classmethod
     def convert(cls, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Names of the papers' repository -> ours; what only a classifier has goes."""
-        return {
-            key.replace(".gamma1", ".scale1.gamma").replace(".gamma2", ".scale2.gamma"): value
-            for key, value in state_dict.items()
-            if not key.startswith(("norm.", "head."))
-        }
+        return renamed(state_dict, [(r"\.gamma(\d)$", r".scale\1.gamma")])
 
 
 @MODELS.register_module()

@@ -16,6 +16,7 @@ from mmvit.errors import UserError
 from mmvit.layers.attention import check_heads
 from mmvit.layers.conv import ConvNorm
 from mmvit.layers.drop import DropPath, drop_rates
+from mmvit.layers.init import init_linear_and_conv
 from mmvit.layers.mlp import FeedForward2d
 from mmvit.layers.reparam import batch_norm_affine, fold_before
 from mmvit.registry import MODELS
@@ -223,7 +224,7 @@ class NextViT(Backbone):
             dim = s["dims"][stage]
             self.features.extend(self._blocks(stage, width, dim, s["head_dim"], rates))
             width = dim
-        self.apply(self._initialise)
+        self.apply(init_linear_and_conv)
         self._set_features(s["dims"], self.strides)
         self.num_layers = sum(self.depths)
         if frozen_stages >= 0:
@@ -246,14 +247,6 @@ class NextViT(Backbone):
                 blocks.append(TransformerBlock(width, dim, stride, head_dim, self.reductions[stage], rate))
                 width = dim
         return blocks
-
-    @staticmethod
-    def _initialise(module: nn.Module) -> None:
-        """Weights N(0, 0.02) truncated, biases 0."""
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
-            nn.init.trunc_normal_(module.weight, std=0.02)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         x = self.stem(x)

@@ -22,7 +22,8 @@ from mmvit.layers.scale import LayerScale2d
 from mmvit.layers.transformer import PreNormBlock
 from mmvit.registry import MODELS
 
-from .base import Backbone, freeze
+from .base import freeze
+from .staged import StagedBackbone
 
 HEAD_DIM = 32
 
@@ -59,7 +60,7 @@ class SpatialFC(nn.Module):
         return resize(self.fc(cells.flatten(2)).unflatten(2, self.grid), x.shape[2:])
 
 
-class MapPyramid(Backbone):
+class MapPyramid(StagedBackbone):
     """Four stages of blocks on maps, with a layer that halves the map between them. (N, 3, H, W) -> maps of stride 4 to 32.
 
     A subclass's constructor gives the parts to `_assemble`.
@@ -78,26 +79,17 @@ class MapPyramid(Backbone):
         self.downsamples = nn.ModuleList(downsamples)
         self.stages = nn.ModuleList(nn.ModuleList(blocks) for blocks in stages)
         self._set_features(dims, self.strides)
-        for i in self.out_indices:
-            self.add_module(f"norm{i}", output_norm(dims[i]) if output_norm else nn.Identity())
-        self.num_layers = sum(len(blocks) for blocks in self.stages)
+        self._add_norms(dims, output_norm or nn.Identity)
+        self._set_depths([len(blocks) for blocks in self.stages])
 
     def _freeze(self, stages: int) -> None:
         freeze(self.patch_embed, *self.stages[:stages], *self.downsamples[: max(stages - 1, 0)])
 
     def enter(self, stage: int, x: Tensor) -> Tensor:
-        """The input map of the blocks of a stage, from the image or the output of the stage before."""
         return self.run_stage(self.downsamples[stage - 1], x) if stage else self.patch_embed(x)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        outputs = []
-        for i, blocks in enumerate(self.stages[: max(self.out_indices) + 1]):
-            x = self.enter(i, x)
-            for block in blocks:
-                x = self.run_stage(block, x)
-            if i in self.out_indices:
-                outputs.append(self.get_submodule(f"norm{i}")(x))
-        return tuple(outputs)
+    def stage_blocks(self, stage: int) -> nn.ModuleList:
+        return self.stages[stage]
 
     def layer_depth(self, name: str) -> int:
         """Stem 0, then one step per block; a downsampling layer goes with the block after it."""
@@ -106,14 +98,11 @@ class MapPyramid(Backbone):
             return 0
         if kind.startswith("norm"):
             return self.num_layers + 1
-        stage = int(rest[0]) + (kind == "downsamples")
-        return 1 + sum(len(blocks) for blocks in self.stages[:stage]) + (int(rest[1]) if kind == "stages" else 0)
+        stage = int(rest[0])
+        return self.block_depth(stage, int(rest[1])) if kind == "stages" else self.block_depth(stage + 1)
 
     def no_weight_decay(self) -> set[str]:
         return {name for name, _ in self.named_parameters() if name.endswith(".gamma")}
-
-    def dense_only(self) -> set[str]:
-        return {name for name in self.state_dict() if name.startswith("norm")}
 
 
 @MODELS.register_module()

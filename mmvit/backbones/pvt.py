@@ -6,9 +6,8 @@ Papers: "Pyramid Vision Transformer: A Versatile Backbone for Dense Prediction w
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import ClassVar
 
@@ -18,18 +17,63 @@ from torch import Tensor, nn
 
 from mmvit.layers.attention import SpatialReductionAttention
 from mmvit.layers.drop import drop_rates
+from mmvit.layers.init import init_by_fan_out, init_linear
 from mmvit.layers.mlp import ConvFeedForward, FeedForward
 from mmvit.layers.position import resize_grid
 from mmvit.layers.transformer import PatchEmbed, PreNormBlock
 from mmvit.registry import MODELS
 
-from .base import Backbone, freeze
+from .base import freeze
+from .staged import StagedBackbone
 
 OVERLAPPING = ((7, 4, 3), (3, 2, 1), (3, 2, 1), (3, 2, 1))
 DISJOINT = ((4, 4, 0), (2, 2, 0), (2, 2, 0), (2, 2, 0))
 
 
-class PyramidTransformer(Backbone):
+class EmbeddingPyramid(StagedBackbone):
+    """Four stages of a patch embedding, blocks on (N, h, w, C) and perhaps a norm. (N, 3, H, W) -> maps of stride 4 to 32.
+
+    They are called ``patch_embed``, ``block`` and ``norm`` with the number of the stage, from 1.
+    """
+
+    #: Whether a norm ends each stage; its result is both the output and the input of the next stage.
+    stage_norm: ClassVar[bool] = True
+
+    def _freeze(self, stages: int) -> None:
+        freeze(self.patch_embed1)
+        for i in range(1, stages + 1):
+            freeze(*(part for name, part in self.named_children() if re.fullmatch(rf"(patch_embed|block|norm){i}", name)))
+
+    def enter(self, stage: int, x: Tensor) -> Tensor:
+        return self.get_submodule(f"patch_embed{stage + 1}")(x)
+
+    def stage_blocks(self, stage: int) -> nn.ModuleList:
+        return self.get_submodule(f"block{stage + 1}")
+
+    def leave(self, stage: int, x: Tensor) -> Tensor:
+        if self.stage_norm:
+            x = self.get_submodule(f"norm{stage + 1}")(x)
+        return x.permute(0, 3, 1, 2)
+
+    def output(self, stage: int, x: Tensor) -> Tensor:
+        return x
+
+    def layer_depth(self, name: str) -> int:
+        """Stem 0, then one step per block; a patch embedding goes with the block after it, a stage's norm with its last."""
+        kind, number, block = re.match(r"(patch_embed|pos_embed|block|norm)(\d)(?:\.(\d+))?", name).groups()
+        stage = int(number) - 1
+        if kind == "block":
+            return self.block_depth(stage, int(block))
+        if kind == "norm":
+            return self.block_depth(stage, self.depths[stage] - 1)
+        return self.block_depth(stage) if stage else 0
+
+    def dense_only(self) -> set[str]:
+        """Nothing: the norms of the stages are a classifier's, too."""
+        return set()
+
+
+class PyramidTransformer(EmbeddingPyramid):
     """Four stages of a patch embedding and attention blocks. (N, 3, H, W) -> maps of stride 4, 8, 16, 32.
 
     A subclass chooses the parts by the class attributes and by overriding `make_norm`, `make_attention` and `make_mlp`.
@@ -53,8 +97,8 @@ class PyramidTransformer(Backbone):
     inner_eps: ClassVar[float] = 1e-5
     #: eps of the norms of blocks and stages.
     block_eps: ClassVar[float] = 1e-6
-    #: Whether a norm ends each stage; its result is both the output and the input of the next stage.
-    stage_norm: ClassVar[bool]
+    #: First values of the weights.
+    initialise: ClassVar[Callable[[nn.Module], None]] = staticmethod(init_by_fan_out)
 
     def __init__(
         self,
@@ -76,15 +120,15 @@ class PyramidTransformer(Backbone):
         given.update(linear=linear, drop_path_rate=drop_path_rate)
         defaults = dict(num_heads=(1, 2, 5, 8), sr_ratios=(8, 4, 2, 1), linear=False, drop_path_rate=0.1)
         s = {**defaults, **self.settings(arch, given)}
-        self.depths, self.linear = tuple(s["depths"]), s["linear"]
+        self._set_depths(s["depths"])
+        self.linear = s["linear"]
         channels = (3, *s["dims"])
         rates = drop_rates(s["drop_path_rate"], self.depths)
         for stage, dim in enumerate(s["dims"]):
             hidden, heads, reduction = int(dim * s["mlp_ratios"][stage]), s["num_heads"][stage], s["sr_ratios"][stage]
             self._add_stage(stage, channels[stage], dim, hidden, heads, reduction, rates[stage])
-        self.apply(self._initialise)
+        self.apply(self.initialise)
         self._set_features(s["dims"], self.strides)
-        self.num_layers = sum(self.depths)
         if frozen_stages >= 0:
             self._freeze(frozen_stages)
 
@@ -120,49 +164,6 @@ class PyramidTransformer(Backbone):
         """The MLP of a block: (N, h, w, dim) -> (N, h, w, dim)."""
         return ConvFeedForward(dim, hidden_dim, relu=self.linear)
 
-    @staticmethod
-    def _initialise(module: nn.Module) -> None:
-        """Linear weights N(0, 0.02) truncated, convolutions N(0, 2 / fan out), biases 0."""
-        if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=0.02)
-            nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Conv2d):
-            fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
-            nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
-            nn.init.zeros_(module.bias)
-
-    def _freeze(self, stages: int) -> None:
-        freeze(self.patch_embed1)
-        for i in range(1, stages + 1):
-            freeze(*(part for name, part in self.named_children() if re.fullmatch(rf"(patch_embed|block|norm){i}", name)))
-
-    def embed(self, stage: int, x: Tensor) -> Tensor:
-        """The input map (N, C, H, W) of a stage as embedded patches (N, h, w, D)."""
-        return self.get_submodule(f"patch_embed{stage + 1}")(x)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        outputs = []
-        for stage in range(max(self.out_indices) + 1):
-            x = self.embed(stage, x)
-            for block in self.get_submodule(f"block{stage + 1}"):
-                x = self.run_stage(block, x)
-            if self.stage_norm:
-                x = self.get_submodule(f"norm{stage + 1}")(x)
-            x = x.permute(0, 3, 1, 2)
-            if stage in self.out_indices:
-                outputs.append(x)
-        return tuple(outputs)
-
-    def layer_depth(self, name: str) -> int:
-        """Stem 0, then one step per block; a patch embedding goes with the block after it, a stage's norm with its last."""
-        kind, stage, block = re.match(r"(patch_embed|pos_embed|block|norm)(\d)(?:\.(\d+))?", name).groups()
-        before, depth = sum(self.depths[: int(stage) - 1]), self.depths[int(stage) - 1]
-        if kind == "block":
-            return before + 1 + int(block)
-        if kind == "norm":
-            return before + depth
-        return before + 1 if before else 0
-
     @classmethod
     def convert(cls, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Names of the papers' repositories, or OpenMMLab's, -> ours; what only a classifier has goes."""
@@ -187,6 +188,7 @@ class PVT(PyramidTransformer):
     rounds_down = True
     patches = DISJOINT
     stage_norm = False
+    initialise = staticmethod(init_linear)
     #: Side of the images whose maps the position embeddings have the size of.
     pretrain_size: ClassVar[int] = 224
     #: Whether the last position embedding starts with the (unused) entry of the classification token.
@@ -209,19 +211,13 @@ class PVT(PyramidTransformer):
     def make_mlp(self, dim: int, hidden_dim: int) -> nn.Module:
         return FeedForward(dim, hidden_dim)
 
-    @staticmethod
-    def _initialise(module: nn.Module) -> None:
-        """Linear weights N(0, 0.02) truncated, biases 0; convolutions as PyTorch makes them."""
-        if isinstance(module, nn.Linear):
-            PyramidTransformer._initialise(module)
-
     def _freeze(self, stages: int) -> None:
         super()._freeze(stages)
         for i in range(1, max(1, stages) + 1):
             self.get_parameter(f"pos_embed{i}").requires_grad_(False)
 
-    def embed(self, stage: int, x: Tensor) -> Tensor:
-        x = super().embed(stage, x)
+    def enter(self, stage: int, x: Tensor) -> Tensor:
+        x = super().enter(stage, x)
         return x + self.position(stage, x.shape[1], x.shape[2])
 
     def position(self, stage: int, height: int, width: int) -> Tensor:
@@ -241,7 +237,6 @@ class PVTv2(PyramidTransformer):
     family = "pvt_v2"
     arxiv = "2106.13797"
     patches = OVERLAPPING
-    stage_norm = True
     variants = {
         "b0": dict(dims=(32, 64, 160, 256), depths=(2, 2, 2, 2), mlp_ratios=(8, 8, 4, 4)),
         "b1": dict(dims=(64, 128, 320, 512), depths=(2, 2, 2, 2), mlp_ratios=(8, 8, 4, 4)),

@@ -6,7 +6,6 @@ Paper: "SHViT: Single-Head Vision Transformer with Memory Efficient Macro Design
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import torch
@@ -17,7 +16,7 @@ from mmvit.layers.conv import ConvNorm, ResidualDepthwise
 from mmvit.layers.squeeze import SqueezeExcite
 from mmvit.registry import MODELS
 
-from .base import Backbone, freeze
+from .base import Backbone, freeze, renamed
 
 
 class ConvFFN(nn.Module):
@@ -178,7 +177,7 @@ class SHViT(Backbone):
     @classmethod
     def convert(cls, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Names of the paper's repository -> ours; what only a classifier has goes."""
-        return {_rename(key): value for key, value in state_dict.items() if not key.startswith("head")}
+        return renamed(state_dict, _NAMES, dropped=("head",))
 
 
 #: (official name, ours), regular expressions in order of application.
@@ -189,10 +188,5 @@ _NAMES = (
     (r"\.proj\.1\.", ".proj."),
     (r"\.c\.", ".conv."),
     (r"\.bn\.", ".norm."),
+    (r"^patch_embed\.(\d)", lambda match: f"patch_embed.{int(match[1]) // 2}"),
 )
-
-
-def _rename(key: str) -> str:
-    for theirs, ours in _NAMES:
-        key = re.sub(theirs, ours, key)
-    return re.sub(r"^patch_embed\.(\d)", lambda m: f"patch_embed.{int(m[1]) // 2}", key)

@@ -5,8 +5,6 @@ Paper: "Scale-Aware Modulation Meet Transformer" (arXiv 2307.08579).
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Sequence
 
 import torch
@@ -17,12 +15,14 @@ from mmvit.errors import UserError
 from mmvit.layers.attention import check_heads
 from mmvit.layers.conv import ConvNorm
 from mmvit.layers.drop import drop_rates
+from mmvit.layers.init import init_by_fan_out
 from mmvit.layers.mlp import ConvFeedForward
 from mmvit.layers.scale import LayerScale
 from mmvit.layers.transformer import PatchEmbed, PreNormBlock
 from mmvit.registry import MODELS
 
-from .base import Backbone, freeze
+from .base import renamed
+from .pvt import EmbeddingPyramid
 
 #: eps of the norms of blocks and stages.
 EPS = 1e-6
@@ -81,7 +81,7 @@ class LocallyEnhancedAttention(nn.Module):
 
 
 @MODELS.register_module()
-class SMT(Backbone):
+class SMT(EmbeddingPyramid):
     """Scale-Aware Modulation Transformer. (N, 3, H, W) -> maps of stride 4, 8, 16, 32.
 
     Stages 0 and 1 modulate, stage 2 modulates and attends by turns, stage 3 attends. Each stage ends with a norm, whose result
@@ -147,7 +147,8 @@ class SMT(Backbone):
         given.update(layer_scale_init=layer_scale_init, drop_path_rate=drop_path_rate)
         defaults = dict(num_heads=(8, 16), mlp_ratios=(4, 4, 4, 2), stem_kernel=3, layer_scale_init=None)
         s = defaults | self.settings(arch, given)
-        dims, self.depths, scale = s["dims"], tuple(s["depths"]), s["layer_scale_init"]
+        self._set_depths(s["depths"])
+        dims, scale = s["dims"], s["layer_scale_init"]
         rates = drop_rates(s["drop_path_rate"], self.depths)
         heads = (None, None, *s["num_heads"])
         for i, dim in enumerate(dims):
@@ -167,50 +168,15 @@ class SMT(Backbone):
             self.add_module(f"patch_embed{i + 1}", embed)
             self.add_module(f"block{i + 1}", blocks)
             self.add_module(f"norm{i + 1}", nn.LayerNorm(dim, eps=EPS))
-        self.apply(self._initialise)
+        self.apply(init_by_fan_out)
         self._set_features(dims, self.strides)
-        self.num_layers = sum(self.depths)
         if frozen_stages >= 0:
-            freeze(self.patch_embed1)
-            for i in range(1, frozen_stages + 1):
-                freeze(*(self.get_submodule(f"{part}{i}") for part in ("patch_embed", "block", "norm")))
-
-    @staticmethod
-    def _initialise(module: nn.Module) -> None:
-        """Linear weights N(0, 0.02) truncated, convolutions N(0, 2 / fan out), biases 0."""
-        if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=0.02)
-        elif isinstance(module, nn.Conv2d):
-            fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
-            nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
-        if isinstance(module, (nn.Linear, nn.Conv2d)) and module.bias is not None:
-            nn.init.zeros_(module.bias)
+            self._freeze(frozen_stages)
 
     @classmethod
     def map_side(cls, side: int, stride: int) -> int:
         """Rounded up by the first convolution, down by the second, up by the later ones."""
         return -(-((side + 1) // 4) // (stride // 4))
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        outputs = []
-        for i in range(1, max(self.out_indices) + 2):
-            x = self.get_submodule(f"patch_embed{i}")(x)
-            for block in self.get_submodule(f"block{i}"):
-                x = self.run_stage(block, x)
-            x = self.get_submodule(f"norm{i}")(x).permute(0, 3, 1, 2)
-            if i - 1 in self.out_indices:
-                outputs.append(x)
-        return tuple(outputs)
-
-    def layer_depth(self, name: str) -> int:
-        """Stem 0, then one step per block; a patch embedding goes with the block after it, a stage's norm with its last."""
-        kind, stage, block = re.match(r"(patch_embed|block|norm)(\d)\.(\d+)?", name).groups()
-        before, depth = sum(self.depths[: int(stage) - 1]), self.depths[int(stage) - 1]
-        if kind == "block":
-            return before + 1 + int(block)
-        if kind == "norm":
-            return before + depth
-        return before + 1 if before else 0
 
     def no_weight_decay(self) -> set[str]:
         return {name for name, _ in self.named_parameters() if name.endswith(".gamma")}
@@ -218,18 +184,10 @@ class SMT(Backbone):
     @classmethod
     def convert(cls, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Names of the paper's repository (its classifier's or its dense networks') -> ours; the classifier itself goes."""
-        converted = {}
-        for key, value in state_dict.items():
-            if key.startswith("head."):
-                continue
-            for pattern, ours in _OFFICIAL:
-                key = re.sub(pattern, ours, key)
-            key = re.sub(r"local_conv_(\d)", lambda match: f"local_convs.{int(match[1]) - 1}", key)
-            converted[key] = value
-        return converted
+        return renamed(state_dict, _OFFICIAL, dropped=("head.",))
 
 
-#: (pattern of official names, ours).
+#: (pattern of official names, ours), in order of application.
 _OFFICIAL = (
     (r"^patch_embed1\.norm\.", "patch_embed1.1.norm."),
     (r"^patch_embed1\.conv\.0\.", "patch_embed1.0.conv."),
@@ -240,4 +198,5 @@ _OFFICIAL = (
     (r"\.attn\.local_conv\.", ".attn.dw_conv."),  # the classifier's name
     (r"\.dwconv\.dwconv\.", ".dwconv."),
     (r"\.gamma_(\d)$", r".scale\1.gamma"),
+    (r"local_conv_(\d)", lambda match: f"local_convs.{int(match[1]) - 1}"),
 )

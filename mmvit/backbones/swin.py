@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mmvit.layers.attention import check_heads
 from mmvit.layers.drop import drop_rates
+from mmvit.layers.init import init_linear
 from mmvit.layers.mlp import FeedForward
 from mmvit.layers.transformer import PatchEmbed, PreNormBlock
 from mmvit.layers.window import (
@@ -24,7 +25,8 @@ from mmvit.layers.window import (
 )
 from mmvit.registry import MODELS
 
-from .base import Backbone, freeze
+from .base import freeze
+from .staged import StagedBackbone
 
 
 class WindowAttention(nn.Module):
@@ -114,8 +116,45 @@ class Stage(nn.Module):
             self.downsample = downsample
 
 
+class LevelPyramid(StagedBackbone):
+    """Four of `Stage` behind a patch embedding, with maps (N, h, w, C) inside. (N, 3, H, W) -> maps of stride 4, 8, 16, 32.
+
+    A subclass's constructor makes `patch_embed` and the levels, and then calls `_complete`.
+    """
+
+    def _complete(self, dims: Sequence[int], frozen_stages: int, output_norms: bool = True) -> None:
+        self._set_features(dims, self.strides)
+        self._add_norms(dims, nn.LayerNorm if output_norms else nn.Identity)
+        self._set_depths([len(self.level(i).blocks) for i in range(4)])
+        self.apply(init_linear)
+        if frozen_stages >= 0:
+            freeze(self.patch_embed, *map(self.level, range(frozen_stages)))
+
+    def level(self, stage: int) -> Stage:
+        """The blocks of a stage and what halves their map."""
+        return self.layers[stage]
+
+    def enter(self, stage: int, x: Tensor) -> Tensor:
+        return self.level(stage - 1).downsample(x) if stage else self.patch_embed(x)
+
+    def stage_blocks(self, stage: int) -> nn.ModuleList:
+        return self.level(stage).blocks
+
+    def output(self, stage: int, x: Tensor) -> Tensor:
+        return super().output(stage, x).permute(0, 3, 1, 2)
+
+    def layer_depth(self, name: str) -> int:
+        """Patch embedding 0, then as `block_depth` says; what halves the map goes with the block after it."""
+        if name.startswith("patch_embed."):
+            return 0
+        if name.startswith("norm"):
+            return self.num_layers + 1
+        _, stage, part, block, *_ = name.split(".")
+        return self.block_depth(int(stage) + 1) if part == "downsample" else self.block_depth(int(stage), int(block))
+
+
 @MODELS.register_module()
-class Swin(Backbone):
+class Swin(LevelPyramid):
     """Swin Transformer (v1). (N, 3, H, W) -> maps of stride 4, 8, 16, 32; sides are padded and rounded up at every halving.
 
     A subclass exchanges parts by overriding `make_norm`, `make_attention` or `make_block_attention`. Every second block is
@@ -137,6 +176,7 @@ class Swin(Backbone):
 
     family = "swin"
     arxiv = "2103.14030"
+    blocks_per_step = 2
     variants = {
         "tiny": dict(dim=96, depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24)),
         "small": dict(dim=96, depths=(2, 2, 18, 2), num_heads=(3, 6, 12, 24)),
@@ -165,10 +205,9 @@ class Swin(Backbone):
         given = dict(dim=dim, depths=depths, num_heads=num_heads, window=window, mlp_ratio=mlp_ratio)
         s = dict(window=7, mlp_ratio=4.0, drop_path_rate=0.2)
         s |= self.settings(arch, {**given, "drop_path_rate": drop_path_rate})
-        self.depths = tuple(s["depths"])
         dims = [s["dim"] * 2**i for i in range(4)]
         windows = (s["window"],) * 4 if isinstance(s["window"], int) else s["window"]
-        rates = drop_rates(s["drop_path_rate"], self.depths)
+        rates = drop_rates(s["drop_path_rate"], s["depths"])
         self.patch_embed = PatchEmbed(3, dims[0], 4, 4, 0, self.make_norm(dims[0]))
         self.layers = nn.ModuleList()
         for i, (width, heads, side) in enumerate(zip(dims, s["num_heads"], windows, strict=True)):
@@ -183,13 +222,7 @@ class Swin(Backbone):
                 for j, rate in enumerate(rates[i])
             ]
             self.layers.append(Stage(blocks, PatchMerging(width, self.make_norm(4 * width)) if i < 3 else None))
-        self._set_features(dims, self.strides)
-        for i in self.out_indices:
-            self.add_module(f"norm{i}", nn.LayerNorm(dims[i]))
-        self.num_layers = 3 + -(-self.depths[2] // 2)
-        self.apply(self._initialise)
-        if frozen_stages >= 0:
-            freeze(self.patch_embed, *self.layers[:frozen_stages])
+        self._complete(dims, frozen_stages)
 
     def make_norm(self, dim: int) -> nn.Module:
         """A norm inside the network, over the last of (N, ..., dim)."""
@@ -203,52 +236,14 @@ class Swin(Backbone):
         """The attention of a block of stage 0 to 3: (N, h, w, dim) -> (N, h, w, dim)."""
         return BiasedWindowAttention(dim, num_heads, window, shifted)
 
-    @staticmethod
-    def _initialise(module: nn.Module) -> None:
-        if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=0.02)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-
-    def stages(self, x: Tensor) -> list[Tensor]:
-        """(N, 3, H, W) -> the maps at the ends of the stages up to the last chosen one, (N, h, w, C), without their norms."""
-        height, width = x.shape[2:]
-        if height % 4 or width % 4:
-            x = F.pad(x, (0, -width % 4, 0, -height % 4))
-        x = self.patch_embed(x)
-        maps = []
-        for layer in self.layers[: max(self.out_indices) + 1]:
-            if maps:
-                x = self.layers[len(maps) - 1].downsample(x)
-            for block in layer.blocks:
-                x = self.run_stage(block, x)
-            maps.append(x)
-        return maps
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        maps = self.stages(x)
-        return tuple(self.get_submodule(f"norm{i}")(maps[i]).permute(0, 3, 1, 2) for i in self.out_indices)
-
-    def layer_depth(self, name: str) -> int:
-        """Patch embedding 0, stages 0 and 1 one step each, stage 2 one step for two blocks, stage 3 one step.
-
-        A patch merging goes with the block after it.
-        """
-        if name.startswith("patch_embed."):
-            return 0
-        if not name.startswith("layers."):
-            return self.num_layers + 1
-        _, stage, part, block, *_ = name.split(".")
-        stage = int(stage) + (part == "downsample")
-        if stage == 3:
-            return self.num_layers
-        return stage + 1 + (int(block) // 2 if stage == 2 and part == "blocks" else 0)
+    def enter(self, stage: int, x: Tensor) -> Tensor:
+        """Images are filled up to whole patches with zeros."""
+        if stage == 0 and any(side % 4 for side in x.shape[2:]):
+            x = F.pad(x, (0, -x.shape[3] % 4, 0, -x.shape[2] % 4))
+        return super().enter(stage, x)
 
     def no_weight_decay(self) -> set[str]:
         return {name for name, _ in self.named_parameters() if name.endswith(".relative_position_bias_table")}
-
-    def dense_only(self) -> set[str]:
-        return {f"norm{i}.{part}" for i in self.out_indices for part in ("weight", "bias")}
 
     def fit_table(self, name: str, value: Tensor, own: Tensor) -> Tensor:
         """Bias tables of another window size are resized bicubically."""

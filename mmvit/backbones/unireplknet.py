@@ -6,7 +6,6 @@ Recognition" (arXiv 2311.15599). `mmvit.layers.reparam.deploy` merges the branch
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import torch
@@ -22,9 +21,8 @@ from mmvit.layers.scale import LayerScale2d
 from mmvit.layers.squeeze import SqueezeExcite
 from mmvit.registry import MODELS
 
-from .base import Backbone, freeze
-
-EPS = 1e-6
+from .base import renamed
+from .conv_pyramid import EPS, ConvPyramid
 
 #: Side of a large kernel -> (side, dilation) of the small ones beside it.
 BRANCHES = {
@@ -152,7 +150,7 @@ def halving(in_channels: int, dim: int) -> list[nn.Module]:
 
 
 @MODELS.register_module()
-class UniRepLKNet(Backbone):
+class UniRepLKNet(ConvPyramid):
     """UniRepLKNet. (N, 3, H, W) -> maps of stride 4, 8, 16, 32 (`out_indices` 0 to 3), each with its own norm; sides round up.
 
     Args:
@@ -204,73 +202,23 @@ class UniRepLKNet(Backbone):
         s = {"kernels": ((3,), (13,), (13,), (13,)), **self.settings(arch, given)}
         dims = s["dims"]
         stem = nn.Sequential(*halving(3, dims[0] // 2), nn.GELU(), *halving(dims[0] // 2, dims[0]))
-        self.downsample_layers = nn.ModuleList([stem])
-        for before, dim in zip(dims[:-1], dims[1:]):
-            self.downsample_layers.append(nn.Sequential(*halving(before, dim)))
+        halvings = (nn.Sequential(*halving(before, dim)) for before, dim in zip(dims[:-1], dims[1:]))
         rates = drop_rates(s["drop_path_rate"], s["depths"])
-        self.stages = nn.ModuleList(
-            nn.ModuleList(Block(dim, sides[j % len(sides)], rate) for j, rate in enumerate(stage))
+        stages = [
+            [Block(dim, sides[j % len(sides)], rate) for j, rate in enumerate(stage)]
             for dim, sides, stage in zip(dims, s["kernels"], rates, strict=True)
-        )
-        self._set_features(dims, self.strides)
-        for i in self.out_indices:
-            self.add_module(f"norm{i}", LayerNorm2d(dims[i], eps=EPS))
-        self.apply(self._initialise)
-        self.num_layers = 3 + -(-s["depths"][2] // 3)
-        if frozen_stages >= 0:
-            freeze(self.downsample_layers[0], *self.downsample_layers[:frozen_stages], *self.stages[:frozen_stages])
-
-    @staticmethod
-    def _initialise(module: nn.Module) -> None:
-        """Weights N(0, 0.02) truncated, biases 0."""
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
-            nn.init.trunc_normal_(module.weight, std=0.02)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        outputs = []
-        for i in range(max(self.out_indices) + 1):
-            x = self.downsample_layers[i](x)
-            for block in self.stages[i]:
-                x = self.run_stage(block, x)
-            if i in self.out_indices:
-                outputs.append(self.get_submodule(f"norm{i}")(x))
-        return tuple(outputs)
-
-    def layer_depth(self, name: str) -> int:
-        """Stem 0; stage 0: 1; stage 1: 2; stage 2: from 3 on one step per 3 blocks; stage 3: `num_layers`.
-
-        A downsampling layer goes with the stage after it. 9 steps in "t", 12 in the larger variants.
-        """
-        kind, *rest = name.split(".")
-        if kind == "downsample_layers":
-            return (0, 2, 3, self.num_layers)[int(rest[0])]
-        if kind == "stages":
-            stage, block = int(rest[0]), int(rest[1])
-            return (1, 2, 3 + block // 3, self.num_layers)[stage]
-        return self.num_layers + 1
+        ]
+        self._assemble(dims, [stem, *halvings], stages, frozen_stages)
 
     def no_weight_decay(self) -> set[str]:
         return {name for name, _ in self.named_parameters() if name.endswith(".scale.gamma")}
-
-    def dense_only(self) -> set[str]:
-        return {name for name in self.state_dict() if re.match(r"norm\d", name)}
 
     @classmethod
     def convert(cls, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Names of the paper's repository -> ours, also those of a merged network; what only a classifier has goes."""
         merged = any(key.endswith(".lk_origin.bias") for key in state_dict)
         origin = ".dwconv." if merged else ".dwconv.origin.conv."
-        renamed = {}
-        for key, value in state_dict.items():
-            if key.startswith(("norm.", "head.")):
-                continue
-            key = key.replace(".dwconv.lk_origin.", origin)
-            for theirs, ours in _NAMES:
-                key = re.sub(theirs, ours, key)
-            renamed[key] = value
-        return renamed
+        return renamed(state_dict, [(r"\.dwconv\.lk_origin\.", origin), *_NAMES])
 
 
 #: (official name, ours), regular expressions in order of application.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mmvit.layers.attention import Attention
 from mmvit.layers.drop import drop_rates
+from mmvit.layers.init import init_linear
 from mmvit.layers.mlp import FeedForward
 from mmvit.layers.position import resize_grid
 from mmvit.layers.transformer import PatchEmbed, PreNormBlock
@@ -57,6 +58,7 @@ class PlainTransformer(Backbone):
         with_cp: bool,
     ):
         super().__init__(out_indices, with_cp)
+        self._set_features([dim] * 4, self.strides)
         self.num_layers = depth
         self.slots = slots
         side = pretrain_size // PATCH
@@ -64,14 +66,7 @@ class PlainTransformer(Backbone):
         self.pos_embed = nn.Parameter(torch.empty(1, slots + side * side, dim))
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         self.blocks = nn.ModuleList(make_block(i, rate) for i, rate in enumerate(drop_rates(drop_path_rate, (depth,))[0]))
-        self.apply(self._initialise)
-
-    @staticmethod
-    def _initialise(module: nn.Module) -> None:
-        """Linear weights N(0, 0.02) truncated, biases 0."""
-        if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=0.02)
-            nn.init.zeros_(module.bias)
+        self.apply(init_linear)
 
     def stage_blocks(self, stage: int) -> nn.ModuleList:
         """The blocks of stage 0 to 3."""
@@ -90,6 +85,16 @@ class PlainTransformer(Backbone):
             x = F.pad(x, (0, -width % PATCH, 0, -height % PATCH))
         x = self.patch_embed(x)
         return x + self._resized(self.pos_embed[:, self.slots :], x.shape[1], x.shape[2])
+
+    def run_quarters(self, x: Tensor) -> list[Tensor]:
+        """The results of the chosen quarters of the blocks."""
+        outputs = []
+        for stage in range(max(self.out_indices) + 1):
+            for block in self.stage_blocks(stage):
+                x = self.run_stage(block, x)
+            if stage in self.out_indices:
+                outputs.append(x)
+        return outputs
 
     def _resized(self, table: Tensor, height: int, width: int) -> Tensor:
         """(1, side * side, C) -> (1, height, width, C)."""
@@ -193,7 +198,6 @@ class ViT(PlainTransformer):
             out_indices=out_indices,
             with_cp=with_cp,
         )
-        self._set_features([dim] * 4, self.strides)
         for name in ("cls_token", "dist_token")[:tokens]:
             self.register_parameter(name, nn.Parameter(nn.init.trunc_normal_(torch.empty(1, 1, dim), std=0.02)))
         self._freeze(frozen_stages)
@@ -211,14 +215,7 @@ class ViT(PlainTransformer):
         """Images -> the tokens at the ends of the chosen quarters, (N, slots + h * w, C), extra tokens first."""
         x = self.embed(x).flatten(1, 2)
         extra = torch.cat(self.extra_tokens(), 1) + self.pos_embed[:, : self.slots]
-        x = torch.cat([extra.expand(len(x), -1, -1), x], 1)
-        outputs = []
-        for stage in range(max(self.out_indices) + 1):
-            for block in self.stage_blocks(stage):
-                x = self.run_stage(block, x)
-            if stage in self.out_indices:
-                outputs.append(x)
-        return outputs
+        return self.run_quarters(torch.cat([extra.expand(len(x), -1, -1), x], 1))
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         size = [-(-side // PATCH) for side in x.shape[-2:]]

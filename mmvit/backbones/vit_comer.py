@@ -6,7 +6,6 @@ Paper: "ViT-CoMer: Vision Transformer with Convolutional Multi-scale Feature Int
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 
@@ -18,6 +17,7 @@ from mmvit.layers.attention import check_heads
 from mmvit.layers.conv import ConvNorm
 from mmvit.layers.deform_attn import MSDeformAttn
 from mmvit.layers.drop import DropPath
+from mmvit.layers.init import init_by_fan_out
 from mmvit.layers.mlp import FeedForward
 from mmvit.layers.reparam import batch_norm_affine, fold_after
 from mmvit.layers.resize import resize
@@ -331,7 +331,6 @@ class ViTCoMer(PlainTransformer):
             out_indices=out_indices,
             with_cp=with_cp,
         )
-        self._set_features([dim] * 4, self.strides)
         self.add_each_quarter = s["add_each_quarter"]
         self.spm = Stem(s["stem_width"], dim, finest=0 in self.out_indices)
         self.level_embed = nn.Parameter(torch.randn(3, dim))
@@ -395,15 +394,8 @@ class ViTCoMer(PlainTransformer):
 
 def _initialise(module: nn.Module) -> None:
     """Convolutions N(0, 2 / fan-out), linear layers N(0, 0.02) truncated, but those of the deformable attention."""
-    if isinstance(module, nn.Conv2d):
-        fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
-        nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
-    elif isinstance(module, MSDeformAttn):  # after its own layers, which `apply` visits first
+    init_by_fan_out(module)
+    if isinstance(module, MSDeformAttn):  # after its own layers, which `apply` visits first
         module.reset_parameters()
 
 

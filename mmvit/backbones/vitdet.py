@@ -153,18 +153,10 @@ class ViTDet(PlainTransformer):
             out_indices=out_indices,
             with_cp=with_cp,
         )
-        self._set_features([dim] * 4, self.strides)
         self._freeze(frozen_stages)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        x = self.embed(x)
-        outputs = []
-        for stage in range(max(self.out_indices) + 1):
-            for block in self.stage_blocks(stage):
-                x = self.run_stage(block, x)
-            if stage in self.out_indices:
-                outputs.append(x.permute(0, 3, 1, 2))
-        return tuple(outputs)
+        return tuple(x.permute(0, 3, 1, 2) for x in self.run_quarters(self.embed(x)))
 
     def no_weight_decay(self) -> set[str]:
         return {"pos_embed"}
