@@ -19,3 +19,4 @@ model = dict(
     outputs=("panoptic",),
 )
 optim_wrapper = dict(optimizer=dict(lr=3e-3))
+train_cfg = dict(max_iters=1200, val_interval=300)
