@@ -16,7 +16,8 @@ model = dict(
     neck=dict(widths=(32, 32, 16, 16)),
     head=dict(dim=64, drop_path=0.0),
     criterion=dict(num_points=(512, 512)),
+    auxiliary_head="coarse",
     outputs=("panoptic",),
 )
 optim_wrapper = dict(optimizer=dict(lr=3e-3))
-train_cfg = dict(max_iters=1200, val_interval=300)
+train_cfg = dict(max_iters=1400, val_interval=350)
