@@ -14,12 +14,16 @@ _BAND = 1 << 24  # numbers held at once
 
 @dataclass(frozen=True)
 class Rows:
-    """A map (K, height, width) of which `fetch(first, end)` makes the rows from `first` to before `end`: (K, rows, width)."""
+    """A map (K, height, width) of which `fetch(first, end)` makes the rows from `first` to before `end`: (K, rows, width).
+
+    `depth`: the most channels of the maps that are made on the way, besides K.
+    """
 
     channels: int
     height: int
     width: int
     fetch: Callable[[int, int], Tensor]
+    depth: int = 0
 
     @classmethod
     def of(cls, x: Tensor) -> Rows:
@@ -28,11 +32,12 @@ class Rows:
 
     def cropped(self, height: int, width: int) -> Rows:
         """The top left part."""
-        return Rows(self.channels, height, width, lambda first, end: self.fetch(first, end)[..., :width])
+        return Rows(self.channels, height, width, lambda first, end: self.fetch(first, end)[..., :width], self.depth)
 
     def mapped(self, function: Callable[[Tensor], Tensor], channels: int) -> Rows:
         """`function` of the bands: (K, rows, width) -> (channels, rows, width)."""
-        return Rows(channels, self.height, self.width, lambda first, end: function(self.fetch(first, end)))
+        depth = max(self.channels, self.depth)
+        return Rows(channels, self.height, self.width, lambda first, end: function(self.fetch(first, end)), depth)
 
     def resized(self, height: int, width: int, align_corners: bool = False) -> Rows:
         """Bilinearly, as `torch.nn.functional.interpolate` does it for the whole map."""
@@ -57,11 +62,11 @@ class Rows:
                 source = F.interpolate(source[None], (source.shape[1], width), mode="bilinear", align_corners=align_corners)[0]
             return source
 
-        return Rows(self.channels, height, width, fetch)
+        return Rows(self.channels, height, width, fetch, self.depth)
 
     def bands(self, width: int | None = None) -> Iterator[tuple[slice, Tensor]]:
         """All rows, in bands of about 2^24 numbers; `width`: of a wider map that is made on the way."""
-        step = max(1, _BAND // (self.channels * max(self.width, width or 0)))
+        step = max(1, _BAND // (max(self.channels, self.depth) * max(self.width, width or 0)))
         for first in range(0, self.height, step):
             rows = slice(first, min(first + step, self.height))
             yield rows, self.fetch(rows.start, rows.stop)
