@@ -57,10 +57,10 @@ optim_wrapper = dict(
 env_cfg = dict(num_threads=1)  # another process loads
 auto_scale_lr = dict(enable=True, base_batch_size=8)
 param_scheduler = [
-    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=60),
+    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=70),
     dict(type="CosineAnnealingLR", eta_min_ratio=0.02, by_epoch=True, convert_to_iter_based=True),
 ]
-train_cfg = dict(type="EpochTrainLoop", max_epochs=6, val_interval=2)
+train_cfg = dict(type="EpochTrainLoop", max_epochs=7, val_interval=3)
 default_hooks = dict(
     ema=dict(type="WarmupEMAHook", decay=0.999, warmups=300),
     checkpoint=dict(best="coco/segm_mAP"),
